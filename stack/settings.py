@@ -1,0 +1,63 @@
+"""Settings of a stack, from the environment: STACK_HOME, STACK_DATABASE_URL, …  Defaults suit a laptop."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every field is read from `STACK_<FIELD>`. Nothing here is written back."""
+
+    model_config = SettingsConfigDict(env_prefix="STACK_", extra="ignore", frozen=True)
+
+    home: Path = Field(
+        default_factory=lambda: user_data_path("stack"), description="All local state lives below this folder."
+    )
+    database_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL, e.g. postgresql+asyncpg://user@host/stack. Default: SQLite in STACK_HOME.",
+    )
+    storage_url: str | None = Field(
+        None, description="fsspec URL for files and checkpoints, e.g. s3://bucket/stack. Default: in STACK_HOME."
+    )
+    file_root: Path | None = Field(
+        None, description="The only folder that file:// and lsfs:// URLs read. Default: none is readable."
+    )
+    model_root: Path | None = Field(
+        None, description="When set, local models must lie below this folder. Default: any readable folder."
+    )
+    egress_allow: str = Field(
+        "", description="Comma-separated host[:port] that callers' URLs may name although they are private."
+    )
+    max_body_mb: float = Field(64.0, gt=0, description="Largest request body, MiB; beyond it the answer is 413.")
+    hf_token: SecretStr | None = Field(None, description="Token for gated Hugging Face models.")
+    openai_api_key: SecretStr | None = Field(
+        None, description="Default key for OpenAI-compatible endpoints; a caller's provider data goes first."
+    )
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    @cached_property
+    def database(self) -> str:
+        """The database's SQLAlchemy URL, never empty."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.home / 'stack.db'}"
+
+    @cached_property
+    def egress_allowed(self) -> frozenset[str]:
+        """Entries of `egress_allow`, in lower case."""
+        return frozenset(part.strip().lower() for part in self.egress_allow.split(",") if part.strip())
+
+    @cached_property
+    def model_cache(self) -> Path:
+        """Where fetched and converted weights are kept."""
+        return self.home / "models"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()
