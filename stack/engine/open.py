@@ -1,0 +1,27 @@
+"""Open a model in the process that will compute it: fetch its weights, pick its engine."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from stack.models.args import ModelArgs
+from stack.models.sources import fetch
+
+if TYPE_CHECKING:
+    from stack.engine.base import Inference, Meter
+    from stack.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def open_model(args: ModelArgs, settings: Settings, meter: Meter) -> Inference:
+    """Raises BadRequest when the source cannot be served."""
+    folder = fetch(args.source, settings.model_cache)
+    if args.model_type == "embedding":
+        from stack.engine.embeddings import open_embedding_model
+
+        return open_embedding_model(args, folder, meter)
+    from stack.engine.text import open_text_model
+
+    return open_text_model(args, folder, meter)
