@@ -30,9 +30,7 @@ DateTime = Annotated[datetime, AfterValidator(_assume_utc)]
 
 
 def _check_identifier(identifier: str) -> str:
-    if not identifier.strip() or any(
-        ord(character) < 32 or ord(character) == 127 for character in identifier
-    ):
+    if not identifier.strip() or not identifier.isprintable():
         raise ValueError("an identifier has at least one visible character and no control characters")
     return identifier
 

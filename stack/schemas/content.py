@@ -92,7 +92,7 @@ ToolArgument = Scalar | list[Scalar] | dict[str, Scalar]
 
 
 class ToolCall(Schema):
-    """A model's call of a tool. `arguments_json` is the same arguments as JSON text, however deeply nested."""
+    """A model's call of a tool. `arguments_json` has the same arguments as JSON text, however nested."""
 
     call_id: str
     tool_name: BuiltinTool | str
