@@ -1,0 +1,85 @@
+"""Models in other processes: `Inference` over a Serve handle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from ray import serve
+from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from stack.errors import NotReady, Overloaded, StackError
+from stack.models.names import MODEL_DEPLOYMENT, app_name
+
+if TYPE_CHECKING:
+    from stack.schemas.inference import (
+        ChatCompletionRequest,
+        ChatCompletionResponseStreamChunk,
+        CompletionRequest,
+        CompletionResponseStreamChunk,
+        EmbeddingsRequest,
+        EmbeddingsResponse,
+    )
+
+
+class ReplicaInference:
+    """`Inference` of a model that runs in replicas, over a Serve handle."""
+
+    def __init__(self, model_id: str) -> None:
+        self._model_id = model_id
+        self._handle: DeploymentHandle[Any] = serve.get_deployment_handle(
+            MODEL_DEPLOYMENT, app_name=app_name(model_id)
+        )
+
+    def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
+        return self._stream("completion", request)
+
+    def chat_completion(
+        self, request: ChatCompletionRequest
+    ) -> AsyncIterator[ChatCompletionResponseStreamChunk]:
+        return self._stream("chat_completion", request)
+
+    async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
+        with _stack_errors(self._model_id):
+            response: EmbeddingsResponse = await self._handle.embeddings.remote(request)
+        return response
+
+    async def describe(self) -> dict[str, Any]:
+        with _stack_errors(self._model_id):
+            description: dict[str, Any] = await self._handle.describe.remote()
+        return description
+
+    async def _stream(self, method: str, request: BaseModel) -> AsyncGenerator[Any]:
+        """Closing this generator cancels the replica's, which frees the slot."""
+        with _stack_errors(self._model_id):
+            chunks = getattr(self._handle.options(stream=True), method).remote(request)
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            finally:
+                chunks.cancel()
+
+
+@contextlib.contextmanager
+def _stack_errors(model_id: str) -> Generator[None]:
+    """Errors of a handle as StackErrors: the replica's own, or that it is gone."""
+    try:
+        yield
+    except StackError:
+        raise
+    except BackPressureError:
+        raise Overloaded(f"model {model_id!r} has too many requests waiting") from None
+    except (DeploymentUnavailableError, RayActorError):
+        raise NotReady(f"model {model_id!r} has lost its replica, which is being replaced") from None
+    except TaskCancelledError:
+        raise asyncio.CancelledError from None
+    except (RayError, RayServeException) as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, StackError):
+            raise cause from None
+        raise

@@ -1,0 +1,34 @@
+"""Engine metrics on Ray's: Prometheus reads them from Ray's agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.serve import metrics
+
+
+class ServeMeter:
+    """A `Meter` on Ray's metrics: Prometheus reads them from Ray's agent."""
+
+    def __init__(self, model_id: str) -> None:
+        self._model_id = model_id
+        self._metrics: dict[str, Any] = {}
+
+    def count(self, name: str, value: float = 1.0) -> None:
+        self._get(name, metrics.Counter).inc(value)
+
+    def gauge(self, name: str, value: float) -> None:
+        self._get(name, metrics.Gauge).set(value)
+
+    def observe(self, name: str, value: float) -> None:
+        self._get(name, metrics.Histogram, boundaries=_BOUNDARIES).observe(value)
+
+    def _get(self, name: str, kind: Any, **options: Any) -> Any:
+        if name not in self._metrics:
+            metric = kind(name, description=name, tag_keys=("model_id",), **options)
+            metric.set_default_tags({"model_id": self._model_id})
+            self._metrics[name] = metric
+        return self._metrics[name]
+
+
+_BOUNDARIES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]

@@ -1,0 +1,106 @@
+"""What runs inside the replicas of models and of the reconciler."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from stack.errors import StackError
+from stack.models.args import ModelArgs
+from stack.serve.cluster import ServeCluster
+from stack.serve.meter import ServeMeter
+
+if TYPE_CHECKING:
+    from stack.engine.base import Inference
+    from stack.schemas.inference import (
+        ChatCompletionRequest,
+        ChatCompletionResponseStreamChunk,
+        CompletionRequest,
+        CompletionResponseStreamChunk,
+        EmbeddingsRequest,
+        EmbeddingsResponse,
+    )
+    from stack.serve import ReconcilerArgs
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Model:
+    """A replica of one model."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        from stack.engine.open import open_model
+        from stack.logs import configure_logging
+        from stack.settings import get_settings
+
+        configure_logging(get_settings().log_level)
+        self._inference: Inference = open_model(args, get_settings(), ServeMeter(args.model_id))
+
+    async def completion(self, request: CompletionRequest) -> AsyncGenerator[CompletionResponseStreamChunk]:
+        async with contextlib.aclosing(_generator(self._inference.completion(request))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def chat_completion(
+        self, request: ChatCompletionRequest
+    ) -> AsyncGenerator[ChatCompletionResponseStreamChunk]:
+        async with contextlib.aclosing(_generator(self._inference.chat_completion(request))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
+        return await self._inference.embeddings(request)
+
+    async def describe(self) -> dict[str, Any]:
+        return await self._inference.describe()
+
+
+def _generator(stream: AsyncIterator[T]) -> AsyncGenerator[T]:
+    """The engines' streams are generators; Inference only promises an iterator."""
+    assert isinstance(stream, AsyncGenerator)
+    return stream
+
+
+class ReconcilerLoop:
+    """The one replica that keeps the model applications as the registry wants them."""
+
+    def __init__(self, args: ReconcilerArgs) -> None:
+        from stack.logs import configure_logging
+        from stack.settings import get_settings
+
+        self._args, self._settings = args, get_settings()
+        configure_logging(self._settings.log_level)
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        from stack.models.reconciler import Reconciler
+        from stack.schemas.models import Model as ModelResource
+        from stack.store.database import open_database
+        from stack.store.model_status import ModelStatuses
+        from stack.store.registry import Registry
+
+        async with open_database(self._settings) as database:
+            reconciler = Reconciler(
+                ServeCluster(),
+                Registry(database, ModelResource),
+                ModelStatuses(database),
+                self._args.remote_models,
+            )
+            while True:
+                try:
+                    await reconciler.step()
+                except (StackError, RayError, RayServeException):
+                    log.exception("reconciling failed, trying again")
+                await asyncio.sleep(self._args.interval_s)
+
+    async def check_health(self) -> None:
+        """Serve restarts the replica when its loop has died."""
+        if self._task.done():
+            self._task.result()
