@@ -1,0 +1,188 @@
+"""One SQL database, SQLite in WAL mode or Postgres, with the same tables; many processes share it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from filelock import AsyncFileLock
+from sqlalchemy import Connection, Table, event, inspect, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from stack.errors import NotReady, Overloaded
+from stack.settings import Settings
+from stack.store.migrations import HEAD
+
+BUSY_TIMEOUT_S = 30.0
+MIGRATION_LOCK = 0x57AC5_1001  # the key of Postgres' advisory lock
+
+
+class Database:
+    """Reads autocommit, one statement each; writes are serialised by the database, not by this process."""
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        self._writer, self._reader = _sqlite_engines(url) if self.is_sqlite else _postgres_engines(url)
+
+    def read(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection for SELECTs."""
+        return _kindly(self._reader.connect)
+
+    def write(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction: committed at the end of the block, rolled back on an error or a cancellation."""
+        return _kindly(self._writer.begin)
+
+    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """INSERT with ON CONFLICT, which both databases have and standard SQL lacks."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    async def migrate(self) -> None:
+        """Bring the tables up to date. Any number of processes may do so at once."""
+        if await self._version() == HEAD:
+            return
+        lock: AbstractAsyncContextManager[Any] = nullcontext()
+        if self.is_sqlite:
+            lock = AsyncFileLock(f"{self.url.database}.lock", timeout=120)
+        async with lock:
+            if self.is_sqlite:
+                async with self.read() as connection:
+                    await connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # lasts in the file
+            async with self.write() as connection:
+                if not self.is_sqlite:
+                    await connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+                await connection.run_sync(_upgrade)
+
+    async def _version(self) -> str | None:
+        async with self.read() as connection:
+            if not await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
+                return None
+            version: str | None = await connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return version
+
+    async def close(self) -> None:
+        await self._reader.dispose()
+        await self._writer.dispose()
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncGenerator[Database]:
+    """The settings' database, migrated. Creates STACK_HOME and, for SQLite, the file's folder."""
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = Database(_checked_url(settings.database))
+    if database.is_sqlite:
+        Path(str(database.url.database)).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        await database.migrate()
+        yield database
+    finally:
+        await database.close()
+
+
+def _checked_url(value: str) -> URL:
+    try:
+        url = make_url(value)
+    except ArgumentError:
+        raise ValueError(
+            "STACK_DATABASE_URL is not a URL: write e.g. postgresql+asyncpg://user@host/stack"
+        ) from None
+    backend, shown = url.get_backend_name(), url.render_as_string(hide_password=True)
+    if backend == "sqlite" and url.database and url.database != ":memory:":
+        return url.set(drivername="sqlite+aiosqlite")
+    if backend in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+asyncpg")
+    raise ValueError(
+        f"STACK_DATABASE_URL={shown}: write sqlite:///FILE or postgresql+asyncpg://USER@HOST/DATABASE"
+    )
+
+
+def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
+    # isolation_level None: the driver starts no transactions of its own.
+    arguments: dict[str, Any] = {"isolation_level": None, "timeout": BUSY_TIMEOUT_S}
+    # One writing connection a process: SQLite lets only one write, and waiting here costs no polling.
+    writer = create_async_engine(
+        url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=BUSY_TIMEOUT_S
+    )
+    # Readers hold no transactions, so returning one to the pool needs no rollback (a thread switch each).
+    reader = create_async_engine(
+        url,
+        connect_args=arguments,
+        pool_size=4,
+        max_overflow=4,
+        pool_timeout=BUSY_TIMEOUT_S,
+        pool_reset_on_return=None,
+        skip_autocommit_rollback=True,
+    )
+
+    def set_pragmas(connection: Any, record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
+
+    def begin(connection: Connection) -> None:
+        # A transaction that reads first and writes later would fail at once when another wrote meanwhile.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    for engine in (writer, reader):
+        event.listen(engine.sync_engine, "connect", set_pragmas)
+    event.listen(writer.sync_engine, "begin", begin)
+    return writer, reader
+
+
+def _postgres_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
+    engine = create_async_engine(url, pool_size=5, max_overflow=10, pool_pre_ping=True)
+    return engine, engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _upgrade(connection: Connection) -> None:
+    # Imported here: a process that finds the tables up to date does not need Alembic.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
+        raise ValueError(
+            f"the database is at version {current!r}, which this release (at {HEAD!r}) does not know: "
+            "install the newer release, or name another database in STACK_DATABASE_URL"
+        )
+    command.upgrade(config, "head")
+
+
+@asynccontextmanager
+async def _kindly(
+    connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+) -> AsyncGenerator[AsyncConnection]:
+    """The connection, with a database that is away or overrun told as such."""
+    connected = False
+    try:
+        async with connect() as connection:
+            connected = True
+            yield connection
+    except PoolTimeout as error:
+        raise Overloaded("the database has too many requests waiting") from error
+    except DBAPIError as error:
+        if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+            raise NotReady("the database cannot be reached or is busy; try again") from error
+        raise
+    except OSError as error:
+        if connected:  # the block's own
+            raise
+        raise NotReady("the database cannot be reached; try again") from error
