@@ -35,7 +35,7 @@ class ModelArgs(BaseModel):
     num_cpus: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for a replica.")
     threads: int | Literal["all"] | None = Field(
         None,
-        description="Compute threads of a replica; all: one for each of the machine's CPUs. Default: num_cpus.",
+        description="Compute threads of a replica; all: as many as the machine has CPUs. Default: num_cpus.",
     )
     num_gpus: float = Field(0.0, ge=0, description="GPUs of a replica.")
     min_replicas: int = Field(1, ge=0)
