@@ -125,12 +125,17 @@ class Runner(Protocol):
     slots: int
     context_length: int
     vocab_size: int
+    reuses_prefixes: bool  # a slot may go on from any earlier position, and copy_prefix works
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
-        """Run all segments in one pass, each slot at most once. float32 [segments that want logits, vocab]."""
+        """Run all segments in one pass, each slot at most once. float32 [segments that want logits, vocab].
+
+        The caller may overwrite the result. Positions of a slot from `start` on are forgotten. A segment
+        with media comes alone, with its whole prompt.
+        """
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
-        """Copy the cache of positions [0, tokens) from one slot to another."""
+        """Copy the cache of positions [0, tokens) from one slot to another; the target's own is forgotten."""
 
 
 class Inference(Protocol):
