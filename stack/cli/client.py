@@ -1,0 +1,113 @@
+"""The command line's way to a running server: httpx, with errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stack.cli.problems import CliError
+
+if TYPE_CHECKING:
+    import httpx
+
+DEFAULT_URL = "http://127.0.0.1:8321"
+Url = Annotated[
+    str, typer.Option("--url", envvar="STACK_URL", help="Where the server is.", show_default=True)
+]
+
+
+class Client:
+    """A server's API, as far as the command line needs it. Raises CliError."""
+
+    def __init__(self, url: str, timeout_s: float = 300.0) -> None:
+        import httpx
+
+        self.url = url.rstrip("/")
+        try:
+            # Generation may be slow, a connection may not. A proxy of the environment cannot reach loopback.
+            self._http = httpx.Client(
+                base_url=self.url,
+                timeout=httpx.Timeout(timeout_s, connect=5.0),
+                trust_env=not _local(self.url),
+            )
+        except httpx.InvalidURL as error:
+            raise CliError(f"{url!r} is no URL ({error}); write e.g. {DEFAULT_URL}") from None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str) -> Any:
+        with self._errors():
+            return self._answer(self._http.get(path))
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        with self._errors():
+            return self._answer(self._http.post(path, json=body))
+
+    def models(self) -> list[dict[str, Any]]:
+        models: list[dict[str, Any]] = self.get("/v1/models")["data"]
+        return models
+
+    def chat(self, model_id: str, messages: list[dict[str, Any]]) -> Generator[str]:
+        """Stream the text of one answer. Closing the iterator stops the generation."""
+        body = {"model_id": model_id, "messages": messages, "stream": True}
+        with (
+            self._errors(),
+            self._http.stream("POST", "/v1/inference/chat-completion", json=body) as response,
+        ):
+            if response.is_error:
+                response.read()
+                self._answer(response)
+            for line in response.iter_lines():
+                if line.startswith("data:"):
+                    yield from _text(json.loads(line[5:]))
+
+    def _answer(self, response: httpx.Response) -> Any:
+        try:
+            body = response.json()
+        except ValueError:
+            raise CliError(f"{self.url} answered {response.status_code}, but is no stack server") from None
+        if response.is_error:
+            raise CliError(_detail(body) or f"the server answered {response.status_code}")
+        return body
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        import httpx
+
+        try:
+            yield
+        except httpx.ConnectError:
+            raise CliError(f"no server answers at {self.url}; start one: stack up") from None
+        except httpx.TimeoutException:
+            raise CliError(f"the server at {self.url} did not answer in time") from None
+        except httpx.UnsupportedProtocol:
+            raise CliError(f"{self.url!r} is no URL of a server; write e.g. {DEFAULT_URL}") from None
+        except httpx.TransportError as error:
+            raise CliError(f"lost the server at {self.url}: {error}") from None
+
+
+def _text(chunk: dict[str, Any]) -> Iterator[str]:
+    if "error" in chunk:
+        raise CliError(_detail(chunk) or "the server broke off the answer")
+    delta = chunk["event"]["delta"]
+    if delta["type"] == "text" and delta["text"]:
+        yield delta["text"]
+
+
+def _detail(body: Any) -> str | None:
+    """The words of the spec's Error, `{"status", "title", "detail"}`, or of an error inside a stream."""
+    error = body.get("error", body) if isinstance(body, dict) else {}
+    detail = error.get("detail") or error.get("message") if isinstance(error, dict) else None
+    return str(detail) if detail else None
+
+
+def _local(url: str) -> bool:
+    return any(host in url for host in ("//127.", "//localhost", "//[::1]"))

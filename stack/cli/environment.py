@@ -1,0 +1,81 @@
+"""The environment of a stack: STACK_* settings that are wrong, and the variables that Ray must start with."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from stack.cli.problems import CliError, Problem, did_you_mean, explain
+from stack.settings import Settings, get_settings
+
+COMMAND_VARIABLES = frozenset({"STACK_URL"})  # read by the command line alone
+
+
+def checked_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings. Raises CliError that names each bad variable, its value and what to write."""
+    known = {f"STACK_{name.upper()}" for name in Settings.model_fields} | COMMAND_VARIABLES
+    problems = [
+        Problem(name, f"there is no such setting; {did_you_mean(name, known)}")
+        for name in sorted(environ)
+        if name.startswith("STACK_") and name.upper() not in known
+    ]
+    try:
+        settings = get_settings()
+    except ValidationError as error:
+        problems += [
+            Problem(f"STACK_{str(key[0]).upper()}", message) for key, message in explain(error, Settings)
+        ]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise CliError(f"settings in the environment are wrong (see docs/settings.md):\n{listed}")
+    return settings
+
+
+def ray_environment(run_folder: Path, *, haproxy: bool, loopback: bool) -> dict[str, str]:
+    """What Ray reads when it is imported and started. Set it before `import ray`.
+
+    Ports and sockets that Ray would share between clusters of one machine are the stack's own.
+    """
+    environment = {
+        "RAY_AUTH_MODE": "disabled",  # a token file left by another local Ray would switch it on
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        # For load balancers outside; alone, they keep a stopping replica for half a minute.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.5",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
+    }
+    if loopback:
+        # Ray's own switch for "one machine only", whatever its name says: every port of Ray binds 127.0.0.1.
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if haproxy:
+        environment |= {
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run_folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_folder / "haproxy.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run_folder / "haproxy.state"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        }
+    return environment
+
+
+def apply(environment: Mapping[str, str]) -> None:
+    """Put variables into this process's environment; what the user has set stays."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

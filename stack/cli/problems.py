@@ -1,0 +1,86 @@
+"""What a user can mend: bad lines in YAML, bad settings, a server that does not answer."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
+
+Key = tuple[str | int, ...]
+
+
+class CliError(Exception):
+    """Shown to the user without a traceback; the command exits with 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One wrong value: where it is, what it is, and what to write instead."""
+
+    key: str
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line is not None else ""
+        return f"{where}{self.key}: {self.message}" if self.key else f"{where}{self.message}"
+
+
+def report(error: Exception) -> None:
+    """Write an error to stderr, its first line marked."""
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(str(error), err=True)
+
+
+def dotted(key: Sequence[str | int]) -> str:
+    """`applications[2].args.num_cpus`."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint for an unknown word: the closest known one, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[Key, str]]:
+    """Each of pydantic's complaints as (key, what is wrong and what to write)."""
+    return [(details["loc"], _advice(details, model)) for details in error.errors(include_url=False)]
+
+
+def _advice(details: ErrorDetails, model: type[BaseModel]) -> str:
+    kind, message, value = details["type"], details["msg"], details["input"]
+    name = str(details["loc"][-1]) if details["loc"] else ""
+    if kind == "extra_forbidden":
+        return f"unknown key; {did_you_mean(name, model.model_fields)}"
+    if kind == "missing":
+        return f"missing; add it{_description(model, name)}"
+    if kind == "literal_error":
+        allowed = message.removeprefix("Input should be ")
+        return f"{value!r} is not allowed; write {allowed}"
+    if message.startswith("Input should be "):
+        wanted = message.removeprefix("Input should be ").split(", unable to parse")[0]
+        return f"{_short(value)} is wrong; write {wanted}{_description(model, name)}"
+    message = message.removeprefix("Value error, ")
+    return f"{_short(value)} is wrong: {message}" if details["loc"] else message
+
+
+def _description(model: type[BaseModel], name: str) -> str:
+    field = model.model_fields.get(name)
+    return f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

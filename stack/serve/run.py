@@ -1,0 +1,44 @@
+"""What `serve run FILE` does, in parts: for `stack up`, which says more while it happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.serve._private import api
+from ray.serve.config import gRPCOptions
+from ray.serve.schema import ServeDeploySchema
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationState:
+    """What Serve says of one application: RUNNING, DEPLOY_FAILED, …"""
+
+    status: str
+    message: str
+
+
+def deploy(config: dict[str, Any]) -> None:
+    """Start Serve on the connected cluster, and hand it the config; returns before the applications run."""
+    schema = ServeDeploySchema.model_validate(config)
+    client = api.serve_start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+        controller_options=schema.controller_options,
+    )
+    client.deploy_apps(schema, _blocking=False)
+
+
+def states() -> dict[str, ApplicationState]:
+    """Serve's applications by name."""
+    return {
+        name: ApplicationState(application.status.value, application.message)
+        for name, application in serve.status().applications.items()
+    }
+
+
+def shutdown() -> None:
+    """End Serve on the connected cluster: replicas finish the requests that they have."""
+    serve.shutdown()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
