@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr
@@ -16,14 +17,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STACK_", extra="ignore", frozen=True)
 
     home: Path = Field(
-        default_factory=lambda: user_data_path("stack"), description="All local state lives below this folder."
+        default_factory=lambda: user_data_path("stack"),
+        description="All local state lives below this folder.",
     )
     database_url: str | None = Field(
         None,
         description="SQLAlchemy URL, e.g. postgresql+asyncpg://user@host/stack. Default: SQLite in STACK_HOME.",
     )
     storage_url: str | None = Field(
-        None, description="fsspec URL for files and checkpoints, e.g. s3://bucket/stack. Default: in STACK_HOME."
+        None,
+        description="fsspec URL for files and checkpoints, e.g. s3://bucket/stack. Default: in STACK_HOME.",
     )
     file_root: Path | None = Field(
         None, description="The only folder that file:// and lsfs:// URLs read. Default: none is readable."
@@ -34,12 +37,20 @@ class Settings(BaseSettings):
     egress_allow: str = Field(
         "", description="Comma-separated host[:port] that callers' URLs may name although they are private."
     )
-    max_body_mb: float = Field(64.0, gt=0, description="Largest request body, MiB; beyond it the answer is 413.")
+    max_body_mb: float = Field(
+        64.0, gt=0, description="Largest request body, MiB; beyond it the answer is 413."
+    )
     hf_token: SecretStr | None = Field(None, description="Token for gated Hugging Face models.")
     openai_api_key: SecretStr | None = Field(
         None, description="Default key for OpenAI-compatible endpoints; a caller's provider data goes first."
     )
-    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    kernels: bool = Field(
+        True,
+        description="Compile and use the C kernels for bfloat16 on CPU; false: PyTorch's operators only.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least level that is logged."
+    )
 
     @cached_property
     def database(self) -> str:
