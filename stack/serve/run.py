@@ -10,6 +10,8 @@ from ray.serve._private import api
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
 
+__all__ = ["ApplicationState", "ServeDeploySchema", "deploy", "shutdown", "states"]
+
 
 @dataclass(frozen=True, slots=True)
 class ApplicationState:
