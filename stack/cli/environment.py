@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import socket
 from collections.abc import Mapping
@@ -9,19 +10,21 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from stack.cli.problems import CliError, Problem, did_you_mean, explain
+from stack.cli.problems import CliError, Problem, explain
 from stack.settings import Settings, get_settings
-
-COMMAND_VARIABLES = frozenset({"STACK_URL"})  # read by the command line alone
 
 
 def checked_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings. Raises CliError that names each bad variable, its value and what to write."""
-    known = {f"STACK_{name.upper()}" for name in Settings.model_fields} | COMMAND_VARIABLES
+    """The settings. Raises CliError that names each bad variable, its value and what to write.
+
+    Only a near miss is an error: other programs have STACK_* variables, too.
+    """
+    known = [name.upper() for name in Settings.model_fields]
+    unknown = [n[6:] for n in sorted(environ) if n.startswith("STACK_") and n[6:].upper() not in known]
     problems = [
-        Problem(name, f"there is no such setting; {did_you_mean(name, known)}")
-        for name in sorted(environ)
-        if name.startswith("STACK_") and name.upper() not in known
+        Problem(f"STACK_{name}", f"there is no such setting; did you mean STACK_{close[0]}?")
+        for name in unknown
+        if (close := difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8))
     ]
     try:
         settings = get_settings()
