@@ -1,0 +1,72 @@
+"""Linear layers, in oneDNN's blocked layout for bfloat16 on the CPU.
+
+PyTorch's own `F.linear` reorders a bfloat16 weight at every call; packed once, a step of few rows takes
+half the time. The packed operators are private to PyTorch, so they are looked for before use.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PACK_ROWS = 32  # the number of rows that the layout is chosen for: a full decode step
+
+
+def packs(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether weights of this dtype on this device can be packed."""
+    ops = torch.ops.mkldnn
+    return (
+        dtype == torch.bfloat16
+        and device.type == "cpu"
+        and hasattr(ops, "_linear_pointwise")
+        and hasattr(ops, "_reorder_linear_weight")
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch has no types here
+        and bool(ops._is_mkldnn_bf16_supported())
+    )
+
+
+class Linear:
+    """x [..., in] -> x @ weight.T + bias [..., out]. Holds the packed weight only."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.packed = packs(weight.dtype, weight.device)
+        if self.packed:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACK_ROWS)
+        self._weight = weight
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.packed:
+            return F.linear(x, self._weight, self._bias)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return y
+
+
+class LinearModule(nn.Module):
+    """A `Linear` in the place of an `nn.Linear`."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        bias = None if linear.bias is None else linear.bias.detach()
+        self._linear = Linear(linear.weight.detach(), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._linear(x)
+
+
+def pack_linears(model: nn.Module) -> int:
+    """Replace every `nn.Linear` that can be packed, one by one, so that memory grows by one layer at most.
+
+    Returns how many were replaced. Only for inference: packed weights have no gradient and no state dict.
+    """
+    count = 0
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            # Subclasses (quantised, LoRA) compute something else.
+            if type(child) is nn.Linear and packs(child.weight.dtype, child.weight.device):
+                setattr(module, name, LinearModule(child))
+                count += 1
+    return count
