@@ -1,8 +1,8 @@
 """ToolGroups and ToolRuntime: which tools there are, calling them, and the RAG tool."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 from typing_extensions import TypeAliasType
 
 from stack.schemas.common import URL, Identifier, JsonObject, Schema
@@ -26,6 +26,14 @@ class ToolDef(Schema):
     description: str | None = None
     parameters: list[ToolParameter] | None = None
     metadata: JsonObject | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ignore_prompt_format(cls, data: Any) -> Any:
+        """llama-stack-client 0.1.9 adds a key that the spec lacks; the format is the ToolConfig's to say."""
+        if isinstance(data, dict) and "tool_prompt_format" in data:
+            return {key: value for key, value in data.items() if key != "tool_prompt_format"}
+        return data
 
 
 class Tool(Schema):

@@ -1,0 +1,218 @@
+"""What the app declares in its OpenAPI document is what the spec says, for every operation that it serves."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+from stack.app import create_app
+
+from tests.spec.compare import Comparison, JsonSchema, load_spec
+
+NOT_SERVED = frozenset(
+    {
+        "GET /v1/agents",
+        "POST /v1/agents",
+        "DELETE /v1/agents/{agent_id}",
+        "GET /v1/agents/{agent_id}",
+        "POST /v1/agents/{agent_id}/session",
+        "DELETE /v1/agents/{agent_id}/session/{session_id}",
+        "GET /v1/agents/{agent_id}/session/{session_id}",
+        "POST /v1/agents/{agent_id}/session/{session_id}/turn",
+        "GET /v1/agents/{agent_id}/session/{session_id}/turn/{turn_id}",
+        "POST /v1/agents/{agent_id}/session/{session_id}/turn/{turn_id}/resume",
+        "GET /v1/agents/{agent_id}/session/{session_id}/turn/{turn_id}/step/{step_id}",
+        "GET /v1/agents/{agent_id}/sessions",
+        "POST /v1/batch-inference/chat-completion",
+        "POST /v1/batch-inference/completion",
+        "GET /v1/eval/benchmarks",
+        "POST /v1/eval/benchmarks",
+        "GET /v1/eval/benchmarks/{benchmark_id}",
+        "POST /v1/datasetio/append-rows/{dataset_id}",
+        "GET /v1/datasetio/iterrows/{dataset_id}",
+        "GET /v1/datasets",
+        "POST /v1/datasets",
+        "DELETE /v1/datasets/{dataset_id}",
+        "GET /v1/datasets/{dataset_id}",
+        "POST /v1/eval/benchmarks/{benchmark_id}/evaluations",
+        "POST /v1/eval/benchmarks/{benchmark_id}/jobs",
+        "DELETE /v1/eval/benchmarks/{benchmark_id}/jobs/{job_id}",
+        "GET /v1/eval/benchmarks/{benchmark_id}/jobs/{job_id}",
+        "GET /v1/eval/benchmarks/{benchmark_id}/jobs/{job_id}/result",
+        "GET /v1/files",
+        "POST /v1/files",
+        "GET /v1/files/session:{upload_id}",
+        "POST /v1/files/session:{upload_id}",
+        "GET /v1/files/{bucket}",
+        "DELETE /v1/files/{bucket}/{key}",
+        "GET /v1/files/{bucket}/{key}",
+        "GET /v1/post-training/job/artifacts",
+        "POST /v1/post-training/job/cancel",
+        "GET /v1/post-training/job/status",
+        "GET /v1/post-training/jobs",
+        "POST /v1/post-training/preference-optimize",
+        "POST /v1/post-training/supervised-fine-tune",
+        "POST /v1/safety/run-shield",
+        "POST /v1/scoring/score",
+        "POST /v1/scoring/score-batch",
+        "GET /v1/scoring-functions",
+        "POST /v1/scoring-functions",
+        "GET /v1/scoring-functions/{scoring_fn_id}",
+        "GET /v1/shields",
+        "POST /v1/shields",
+        "GET /v1/shields/{identifier}",
+        "POST /v1/synthetic-data-generation/generate",
+        "POST /v1/telemetry/events",
+        "POST /v1/telemetry/spans",
+        "POST /v1/telemetry/spans/export",
+        "POST /v1/telemetry/spans/{span_id}/tree",
+        "POST /v1/telemetry/traces",
+        "GET /v1/telemetry/traces/{trace_id}",
+        "GET /v1/telemetry/traces/{trace_id}/spans/{span_id}",
+        "GET /v1/toolgroups",
+        "POST /v1/toolgroups",
+        "DELETE /v1/toolgroups/{toolgroup_id}",
+        "GET /v1/toolgroups/{toolgroup_id}",
+        "GET /v1/tools",
+        "GET /v1/tools/{tool_name}",
+        "POST /v1/tool-runtime/invoke",
+        "GET /v1/tool-runtime/list-tools",
+        "POST /v1/tool-runtime/rag-tool/insert",
+        "POST /v1/tool-runtime/rag-tool/query",
+        "GET /v1/vector-dbs",
+        "POST /v1/vector-dbs",
+        "DELETE /v1/vector-dbs/{vector_db_id}",
+        "GET /v1/vector-dbs/{vector_db_id}",
+        "POST /v1/vector-io/insert",
+        "POST /v1/vector-io/query",
+    }
+)
+"""Operations to come. The list only ever gets shorter."""
+
+JUSTIFIED = frozenset[str]()
+"""Lines of differences() that are meant, each with its reason beside it."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """An OpenAPI document and its operations, named "GET /v1/models"."""
+
+    content: dict[str, Any]
+
+    @property
+    def schemas(self) -> dict[str, JsonSchema]:
+        schemas: dict[str, JsonSchema] = self.content["components"]["schemas"]
+        return schemas
+
+    @property
+    def operations(self) -> dict[str, dict[str, Any]]:
+        return {
+            f"{method.upper()} {path}": operation
+            for path, methods in self.content["paths"].items()
+            for method, operation in methods.items()
+        }
+
+    def responses(self, operation: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Status to response, with references to shared responses resolved."""
+        shared = self.content["components"].get("responses", {})
+        return {
+            status: shared[response["$ref"].rpartition("/")[2]] if "$ref" in response else response
+            for status, response in operation["responses"].items()
+        }
+
+
+SPEC = Document(load_spec())
+
+
+@cache
+def ours() -> Document:
+    return Document(create_app().openapi())
+
+
+def differences(name: str) -> list[str]:
+    spec, own = SPEC.operations[name], ours().operations[name]
+    comparison = Comparison(SPEC.schemas, ours().schemas)
+    lines = _parameter_differences(comparison, spec.get("parameters", []), own.get("parameters", []))
+    lines += _content_differences(comparison, "request", spec.get("requestBody"), own.get("requestBody"))
+    theirs, answers = SPEC.responses(spec), ours().responses(own)
+    for status in sorted(theirs.keys() | answers.keys()):
+        lines += _content_differences(comparison, status, theirs.get(status), answers.get(status))
+    return lines
+
+
+def _parameter_differences(comparison: Comparison, spec: list[Any], own: list[Any]) -> list[str]:
+    theirs = {(parameter["in"], parameter["name"]): parameter for parameter in spec}
+    declared = {(parameter["in"], parameter["name"]): parameter for parameter in own}
+    lines = [f"parameter {key}: only one side has it" for key in sorted(theirs.keys() ^ declared.keys())]
+    for key in sorted(theirs.keys() & declared.keys()):
+        wanted, found = theirs[key], declared[key]
+        if bool(wanted.get("required")) != bool(found.get("required")):
+            lines.append(f"parameter {key} required: the spec has {wanted.get('required')}")
+        schema = found["schema"] if wanted.get("required") else _without_null(found["schema"])
+        lines += comparison.differences(f"parameter {key}", wanted["schema"], schema)
+    return lines
+
+
+def _without_null(schema: JsonSchema) -> JsonSchema:
+    """`T | None = None` is how FastAPI spells a parameter that may be left out."""
+    options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
+    rest = {keyword: value for keyword, value in schema.items() if keyword != "anyOf"}
+    if rest.get("default", ...) is None:
+        del rest["default"]
+    return rest | options[0] if len(options) == 1 else schema
+
+
+def _content_differences(comparison: Comparison, path: str, spec: Any, own: Any) -> list[str]:
+    """Compare what a body may be. An operation without a result answers null."""
+    if spec is None or own is None:
+        return [] if spec is own else [f"{path}: only {'we have' if spec is None else 'the spec has'} it"]
+    theirs, declared = spec.get("content", {}), own.get("content", {})
+    if not theirs and declared.keys() == {"application/json"}:
+        return (
+            [] if declared["application/json"]["schema"] in ({}, {"type": "null"}) else [f"{path}: not void"]
+        )
+    lines = [f"{path} {media}: only one side has it" for media in sorted(theirs.keys() ^ declared.keys())]
+    if path == "request" and spec.get("required") != own.get("required"):
+        lines.append(f"request required: the spec has {spec.get('required')}")
+    for media in sorted(theirs.keys() & declared.keys()):
+        schema = declared[media].get("schema", {})
+        lines += comparison.differences(f"{path} {media}", theirs[media]["schema"], schema)
+    return lines
+
+
+def test_the_spec_is_whole() -> None:
+    assert len(SPEC.operations) == 86
+
+
+def test_served_operations() -> None:
+    """What is served and what is listed as not served yet are the spec's operations: no more, no fewer."""
+    served = ours().operations.keys()
+    assert served & NOT_SERVED == set()
+    assert served | NOT_SERVED == SPEC.operations.keys()
+
+
+@pytest.mark.parametrize("name", sorted(SPEC.operations.keys() - NOT_SERVED))
+def test_operation(name: str) -> None:
+    assert set(differences(name)) - JUSTIFIED == set()
+
+
+def test_named_schemas() -> None:
+    """Every schema that we declare and the spec has is the spec's; the types have their own test."""
+    assert {"HTTPValidationError", "ValidationError"} & ours().schemas.keys() == set()
+    assert [name for name in ours().schemas if name.endswith(("-Input", "-Output"))] == []
+
+
+def test_references_resolve() -> None:
+    """Each `$ref` in our document names a schema that it has."""
+    names = {ref.rpartition("/")[2] for ref in _references(ours().content)}
+    assert names
+    assert names <= ours().schemas.keys()
+
+
+def _references(node: Any) -> list[str]:
+    if isinstance(node, list):
+        return [ref for item in node for ref in _references(item)]
+    if not isinstance(node, dict):
+        return []
+    own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+    return own + [ref for value in node.values() for ref in _references(value)]
