@@ -1,12 +1,14 @@
 """What the app declares in its OpenAPI document is what the spec says, for every operation that it serves."""
 
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import pytest
-from stack.app import create_app
 
+from stack.app import create_app
 from tests.spec.compare import Comparison, JsonSchema, load_spec
 
 NOT_SERVED = frozenset(
@@ -129,12 +131,12 @@ def ours() -> Document:
     return Document(create_app().openapi())
 
 
-def differences(name: str) -> list[str]:
-    spec, own = SPEC.operations[name], ours().operations[name]
-    comparison = Comparison(SPEC.schemas, ours().schemas)
+def differences(name: str, document: Document = SPEC) -> list[str]:
+    spec, own = document.operations[name], ours().operations[name]
+    comparison = Comparison(document.schemas, ours().schemas)
     lines = _parameter_differences(comparison, spec.get("parameters", []), own.get("parameters", []))
     lines += _content_differences(comparison, "request", spec.get("requestBody"), own.get("requestBody"))
-    theirs, answers = SPEC.responses(spec), ours().responses(own)
+    theirs, answers = document.responses(spec), ours().responses(own)
     for status in sorted(theirs.keys() | answers.keys()):
         lines += _content_differences(comparison, status, theirs.get(status), answers.get(status))
     return lines
@@ -203,16 +205,56 @@ def test_named_schemas() -> None:
 
 
 def test_references_resolve() -> None:
-    """Each `$ref` in our document names a schema that it has."""
-    names = {ref.rpartition("/")[2] for ref in _references(ours().content)}
-    assert names
-    assert names <= ours().schemas.keys()
+    """Each `$ref` in our document leads to something in it."""
+    found = _references(ours().content)
+    assert found
+    for reference in found:
+        node: Any = ours().content
+        for part in reference.removeprefix("#/").split("/"):
+            assert part in node, reference
+            node = node[part]
 
 
-def _references(node: Any) -> list[str]:
+def _references(node: Any) -> set[str]:
     if isinstance(node, list):
-        return [ref for item in node for ref in _references(item)]
+        return {reference for item in node for reference in _references(item)}
     if not isinstance(node, dict):
-        return []
-    own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
-    return own + [ref for value in node.values() for ref in _references(value)]
+        return set()
+    own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+    return own.union(*(_references(value) for value in node.values()))
+
+
+def changes(operation: dict[str, Any]) -> Iterator[str]:
+    """Change one thing after another in the operation, in place, each undone before the next."""
+    for index, parameter in enumerate(list(operation["parameters"])):
+        operation["parameters"].remove(parameter)
+        yield f"without parameter {parameter['name']}"
+        for key, other in (("required", not parameter["required"]), ("schema", {"type": "null"})):
+            operation["parameters"].insert(index, parameter | {key: other})
+            yield f"parameter {parameter['name']} with {key} {other}"
+            del operation["parameters"][index]
+        operation["parameters"].insert(index, parameter)
+    for status, response in list(operation["responses"].items()):
+        del operation["responses"][status]
+        yield f"without {status}"
+        operation["responses"][status] = response
+    bodies = [body for body in (operation.get("requestBody"), operation["responses"]["200"]) if body]
+    for content in [body["content"] for body in bodies if "content" in body]:
+        for media, declared in list(content.items()):
+            content[media] = {"schema": {"type": "null"}}
+            yield f"another {media}"
+            content["text/html"] = declared
+            yield "text/html as well"
+            del content["text/html"]
+            content[media] = declared
+
+
+@pytest.mark.parametrize("name", sorted(SPEC.operations.keys() - NOT_SERVED))
+def test_comparison_sees_every_change(name: str) -> None:
+    """Whatever is changed in an operation of the spec, the comparison says so."""
+    document = Document(deepcopy(SPEC.content))
+    before = differences(name, document)
+    seen = {change: differences(name, document) != before for change in changes(document.operations[name])}
+    assert len(seen) >= 5
+    assert [change for change, noticed in seen.items() if not noticed] == []
+    assert document == SPEC
