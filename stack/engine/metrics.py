@@ -1,0 +1,29 @@
+"""What the batcher reports through a Meter. Every name it uses is here, with its kind and meaning."""
+
+from __future__ import annotations
+
+from typing import Final
+
+QUEUE_LENGTH: Final = "queue_length"
+BATCH_SIZE: Final = "batch_size"
+STEP_SECONDS: Final = "step_seconds"
+TIME_TO_FIRST_TOKEN: Final = "time_to_first_token_seconds"
+TIME_PER_OUTPUT_TOKEN: Final = "time_per_output_token_seconds"
+PREFILL_TOKENS: Final = "prefill_tokens"
+REUSED_TOKENS: Final = "reused_prompt_tokens"
+DECODE_TOKENS: Final = "decode_tokens"
+PREEMPTIONS: Final = "preemptions"
+FAILED_STEPS: Final = "failed_steps"
+
+METRICS: Final = {
+    QUEUE_LENGTH: ("gauge", "Requests that wait for a slot."),
+    BATCH_SIZE: ("gauge", "Requests that hold a slot."),
+    STEP_SECONDS: ("histogram", "One step: forward pass, sampling and all that goes with it."),
+    TIME_TO_FIRST_TOKEN: ("histogram", "From a request's arrival to its first token, waiting included."),
+    TIME_PER_OUTPUT_TOKEN: ("histogram", "Mean time between a request's tokens after the first."),
+    PREFILL_TOKENS: ("counter", "Prompt tokens computed."),
+    REUSED_TOKENS: ("counter", "Prompt tokens taken from a cache instead."),
+    DECODE_TOKENS: ("counter", "Tokens generated."),
+    PREEMPTIONS: ("counter", "Batch requests that gave their slot to an interactive one."),
+    FAILED_STEPS: ("counter", "Forward passes that raised."),
+}

@@ -1,0 +1,94 @@
+"""Who waits, who is next, and how many prompt tokens a step may compute."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from stack.engine.base import Priority
+
+T = TypeVar("T")
+
+STEP_S = 0.2  # aim for a step that computes prompts while others stream: their tokens come at least so often
+MIN_BUDGET, MAX_BUDGET = 32, 8192
+SMALLEST_SHARE = 64
+
+
+class Waiting(Generic[T]):
+    """First in, first out within a priority; interactive before batch."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Priority, deque[T]] = {priority: deque() for priority in Priority}
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    def append(self, item: T, priority: Priority) -> None:
+        self._queues[priority].append(item)
+
+    def put_back(self, item: T, priority: Priority) -> None:
+        """As the next of its priority."""
+        self._queues[priority].appendleft(item)
+
+    def peek(self) -> T | None:
+        return next((queue[0] for queue in self._queues.values() if queue), None)
+
+    def remove(self, item: T) -> bool:
+        for queue in self._queues.values():
+            if item in queue:
+                queue.remove(item)
+                return True
+        return False
+
+    def clear(self) -> list[T]:
+        items = [item for queue in self._queues.values() for item in queue]
+        for queue in self._queues.values():
+            queue.clear()
+        return items
+
+
+def share(remaining: Sequence[int], budget: int) -> list[int]:
+    """How many of each prompt's remaining tokens to compute now, oldest prompt first.
+
+    Each takes at most half of what is left of the budget, so that a short prompt behind a long one gets its
+    first token soon; what nobody took then goes to the oldest.
+    """
+    shares = []
+    left = budget
+    for tokens in remaining:
+        taken = min(tokens, left, max(SMALLEST_SHARE, left // 2))
+        shares.append(taken)
+        left -= taken
+    for i, tokens in enumerate(remaining):
+        more = min(tokens - shares[i], left)
+        shares[i] += more
+        left -= more
+    return shares
+
+
+class Pace:
+    """The budget of prompt tokens for a step, from how long steps took: about STEP_S on any machine."""
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self._fixed = fixed
+        self._token_s: float | None = None
+        self._decode_s = 0.0
+
+    @property
+    def budget(self) -> int:
+        if self._fixed is not None:
+            return self._fixed
+        if self._token_s is None:
+            return 256
+        return int(min(max(STEP_S / self._token_s, MIN_BUDGET), MAX_BUDGET))
+
+    def observe(self, seconds: float, prompt_tokens: int) -> None:
+        """A step has taken so long; moving averages forget half after two or three steps."""
+        if prompt_tokens == 0:
+            self._decode_s += 0.25 * (seconds - self._decode_s)
+        elif prompt_tokens >= MIN_BUDGET // 2:
+            token_s = max(seconds - self._decode_s, 1e-6) / prompt_tokens
+            self._token_s = (
+                token_s if self._token_s is None else self._token_s + 0.25 * (token_s - self._token_s)
+            )
