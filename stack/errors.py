@@ -9,7 +9,7 @@ StackError                500
 ├── TooLarge              413
 ├── Overloaded            429  carries Retry-After
 ├── UpstreamError         502  a server that this one called failed
-├── NotReady              503
+├── NotReady              503  carries Retry-After
 └── Timeout               504
 
 Errors cross process boundaries by pickle, so `args` are always the constructor's parameters. A subclass
@@ -95,6 +95,17 @@ class UpstreamError(StackError):
 class NotReady(StackError):
     status = 503
     title = "Service Unavailable"
+
+    def __init__(self, detail: str, retry_after_s: int | None = 5) -> None:
+        super().__init__(detail, retry_after_s)
+
+    @property
+    def retry_after_s(self) -> int | None:
+        """None: trying again is no use."""
+        return None if self.args[1] is None else int(self.args[1])
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Timeout(StackError):

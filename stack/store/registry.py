@@ -15,7 +15,8 @@ from stack.store.tables import ID_LENGTH, resources
 class Resource(Protocol):
     """A wire type with an `identifier` and a constant `type`."""
 
-    model_fields: Any
+    @classmethod
+    def model_json_schema(cls) -> dict[str, Any]: ...
 
     @property
     def identifier(self) -> str: ...
@@ -38,7 +39,7 @@ class Registry(Generic[R]):
     def __init__(self, database: Database, resource: type[R]) -> None:
         self._database = database
         self._resource = resource
-        self.kind: str = resource.model_fields["type"].default
+        self.kind: str = resource.model_json_schema()["properties"]["type"]["const"]
 
     async def register(self, resource: R) -> R:
         """Add a resource. Again with equal contents is fine, with other contents AlreadyRegistered."""

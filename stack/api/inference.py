@@ -1,0 +1,96 @@
+"""Inference: completion, chat completion and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from stack.api.openapi import events_of
+from stack.api.routing import api_router
+from stack.context import CurrentStack, ProviderData
+from stack.engine.fold import fold_chat_completion, fold_completion
+from stack.errors import BadRequest
+from stack.schemas.inference import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    ChatCompletionResponseStreamChunk,
+    CompletionRequest,
+    CompletionResponse,
+    CompletionResponseStreamChunk,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+)
+from stack.schemas.messages import ToolConfig
+from stack.sse import event_stream
+
+router = api_router("Inference")
+
+
+@router.post(
+    "/v1/inference/completion",
+    response_model=CompletionResponse,
+    responses=events_of(CompletionResponseStreamChunk),
+)
+async def completion(
+    request: CompletionRequest, stack: CurrentStack, provider_data: ProviderData
+) -> Response:
+    """Complete a text. With `stream`, the answer comes as server-sent events while it is generated."""
+    model = await stack.serving(request.model_id, "llm", provider_data)
+    chunks = model.completion(request)
+    return await (event_stream(chunks) if request.stream else _answer(fold_completion(chunks)))
+
+
+@router.post(
+    "/v1/inference/chat-completion",
+    response_model=ChatCompletionResponse,
+    responses=events_of(ChatCompletionResponseStreamChunk),
+)
+async def chat_completion(
+    request: ChatCompletionRequest, stack: CurrentStack, provider_data: ProviderData
+) -> Response:
+    """Answer a conversation. With `stream`, the answer comes as server-sent events while it is generated."""
+    request = with_tool_config(request)
+    model = await stack.serving(request.model_id, "llm", provider_data)
+    chunks = model.chat_completion(request)
+    return await (event_stream(chunks) if request.stream else _answer(fold_chat_completion(chunks)))
+
+
+@router.post("/v1/inference/embeddings", response_model=EmbeddingsResponse)
+async def embeddings(
+    request: EmbeddingsRequest, stack: CurrentStack, provider_data: ProviderData
+) -> Response:
+    """Embed texts or images: one vector per content."""
+    model = await stack.serving(request.model_id, "embedding", provider_data)
+    return await _answer(model.embeddings(request))
+
+
+async def _answer(answer: Awaitable[BaseModel]) -> Response:
+    """Written at once: FastAPI would validate the answer again, thousands of numbers for embeddings."""
+    return Response((await answer).model_dump_json(), media_type="application/json")
+
+
+def with_tool_config(request: ChatCompletionRequest) -> ChatCompletionRequest:
+    """The request with its deprecated fields moved into `tool_config`, where alone engines look."""
+    old = {
+        name: value
+        for name in ("tool_choice", "tool_prompt_format")
+        if (value := getattr(request, name)) is not None
+    }
+    if not old:
+        return request
+    config = request.tool_config or ToolConfig()
+    for name, value in old.items():
+        if name in config.model_fields_set and getattr(config, name) not in (None, value):
+            raise BadRequest(
+                f"{name} is {value!r}, but tool_config.{name} is {getattr(config, name)!r}: "
+                f"leave {name} out, it is deprecated"
+            )
+    return request.model_copy(
+        update={
+            "tool_config": config.model_copy(update=old),
+            "tool_choice": None,
+            "tool_prompt_format": None,
+        }
+    )

@@ -1,0 +1,183 @@
+"""Pure ASGI middleware, outermost first: Tracing, BodyLimit, Disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from random import getrandbits
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from starlette.exceptions import HTTPException
+
+from stack.errors import TooLarge
+from stack.logs import trace_id
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Tracing:
+    """Gives each request a trace id (the caller's `traceparent` or a new one), a log line, and for an error
+    that nothing else handled the answer 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        trace = _trace_id(scope)
+        header = (b"x-trace-id", trace.encode())
+        status, start = 0, perf_counter()
+
+        async def send_traced(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        token = trace_id.set(trace)
+        try:
+            await self.app(scope, receive, send_traced)
+        except Exception as error:  # the edge of the process: nobody else answers
+            if status:  # too late for an answer; the server cuts the connection
+                log.exception("failed after the response had started")
+                raise
+            from stack.api.errors import response_for
+
+            await response_for(error)(scope, receive, send_traced)
+        finally:
+            if log.isEnabledFor(logging.INFO):
+                fields = {
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status or "gone",
+                    "ms": f"{(perf_counter() - start) * 1e3:.1f}",
+                }
+                log.info("request", extra={"fields": fields})
+            trace_id.reset(token)
+
+
+def _trace_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"traceparent" and (match := _TRACEPARENT.match(value)):
+            return str(match[1], "ascii")
+    return f"{getrandbits(128):032x}"
+
+
+class BodyLimit:
+    """Answers 413 to a body above `limit` bytes: at once where content-length tells, else while reading."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if length.isdigit() and int(length) > self.limit:
+            from stack.api.errors import response_for
+
+            await response_for(TooLarge(self._detail()))(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.limit:
+                # FastAPI would turn any other error of reading a body into a 400.
+                raise HTTPException(TooLarge.status, self._detail())
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+    def _detail(self) -> str:
+        return f"the request body is larger than {self.limit / 2**20:g} MiB, the most that this server takes"
+
+
+class Disconnects:
+    """Cancels the handler when its client goes away, whether it streams or still computes.
+
+    Watching costs a task, so it begins only when a request has lasted `delay_s`; most are answered before.
+    """
+
+    def __init__(self, app: ASGIApp, delay_s: float = 0.01) -> None:
+        self.app, self.delay_s = app, delay_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        watch = _Watch(receive, has_body=_has_body(scope))
+        timer = asyncio.get_running_loop().call_later(self.delay_s, watch.begin)
+        try:
+            await self.app(scope, watch.receive, send)
+        except asyncio.CancelledError:
+            if not watch.gone:  # somebody else's, e.g. a shutdown
+                raise
+            watch.handler.uncancel()
+        finally:
+            timer.cancel()
+            watch.end()
+
+
+def _has_body(scope: Scope) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+
+
+class _Watch:
+    """Shares `receive` between the application, which reads the body, and the task that waits for the end."""
+
+    def __init__(self, receive: Receive, *, has_body: bool) -> None:
+        self._receive, self._body_left = receive, has_body
+        self._body_told = False  # the application has been given the end of the body
+        self._due = False
+        self._task: asyncio.Task[None] | None = None
+        task = asyncio.current_task()
+        assert task is not None
+        self.handler = task
+        self.gone = False
+
+    def begin(self) -> None:
+        """The request has lasted long enough: watch, as soon as its body has been read."""
+        self._due = True
+        if not self._body_left and self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._wait())
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def receive(self) -> Message:
+        if self._task is not None:
+            if not self._body_told:  # a request without a body, whose one message the watch took
+                self._body_told = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await asyncio.shield(self._task)
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._body_left, self._body_told = False, True
+            if self._due:
+                self.begin()
+        return message
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self.handler.cancel()
