@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import io
 import logging
 import os
@@ -32,6 +34,7 @@ class Cluster:
     dashboard: bool = False
     num_cpus: int | None = None
     verbose: bool = False
+    keep_logs: bool = True
     _core: list[psutil.Process] = field(default_factory=list)
 
     @property
@@ -42,6 +45,7 @@ class Cluster:
         """Start Ray or connect to it. Ray's environment must be set, see `stack.cli.environment`."""
         import ray
 
+        sys.path.insert(0, os.getcwd())  # where `serve run` looks for applications, too
         logging.getLogger("ray.serve").setLevel(logging.INFO if self.verbose else logging.ERROR)
         options: dict[str, Any] = {
             "namespace": "serve",
@@ -90,22 +94,32 @@ class Cluster:
         with contextlib.suppress(KeyboardInterrupt), _quiet(self.verbose):
             ray.shutdown()
         kill(_children())
+        if not (self.keep_logs and self.logs.exists()):
+            shutil.rmtree(self.run_folder, ignore_errors=True)
 
 
-def prepare_run_folder(port: int) -> Path:
+@contextlib.contextmanager
+def run_folder(port: int) -> Iterator[Path]:
     """The stack's own folder for sockets, Ray's session and logs; short, since a socket's path is limited.
 
-    Leftovers of a stack that was killed go first: its HAProxy would still hold the port.
+    One stack at a time has it. Leftovers of a killed one go first: its HAProxy may still hold the port.
     """
     parent = Path("/tmp") / f"stack-{os.getuid()}"
     parent.mkdir(mode=0o700, exist_ok=True)
     if parent.is_symlink() or parent.stat().st_uid != os.getuid():
         raise CliError(f"{parent} belongs to someone else; remove it")
     folder = parent / str(port)
-    kill([p for p in psutil.process_iter() if _mentions(p, f"{folder}/")])
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
-    return folder
+    with (parent / f"{port}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it with the process
+        except BlockingIOError:
+            raise CliError(
+                f"another stack runs on port {port}; stop it, or choose another port: --port {port + 1}"
+            ) from None
+        kill([p for p in psutil.process_iter() if _mentions(p, f"{folder}/")])
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        yield folder
 
 
 def check_port(host: str, port: int) -> None:
@@ -120,7 +134,7 @@ def check_port(host: str, port: int) -> None:
         except socket.gaierror:
             raise CliError(f"host {host!r} is no address; write e.g. 127.0.0.1 or 0.0.0.0") from None
         except OSError as error:
-            if error.errno != 98 and "in use" not in str(error):
+            if error.errno != errno.EADDRINUSE:
                 raise CliError(f"cannot listen on {host}:{port}: {error.strerror}") from None
             raise CliError(
                 f"port {port} is taken{_holder(port)}; stop that, or choose another port: --port {port + 1}"
@@ -171,5 +185,8 @@ def _holder(port: int) -> str:
 @contextlib.contextmanager
 def _quiet(verbose: bool) -> Iterator[None]:
     """Ray tells of the tasks that its own shutdown cuts off; nobody can act on that."""
-    with contextlib.nullcontext() if verbose else contextlib.redirect_stderr(io.StringIO()):
+    if verbose:
+        yield
+        return
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

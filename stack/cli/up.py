@@ -70,43 +70,49 @@ def up(
 
     began = time.monotonic()
     console = Console(stderr=True)
-    settings = environment.checked_settings()
+    environment.checked_settings()
     path = configs.find(config)
     host, port = _endpoint(path, host, port)
 
     from stack.cli import cluster as clusters
 
-    clusters.check_port(host, port) if address is None else None
-    folder = clusters.prepare_run_folder(port)
-    environment.apply(environment.ray_environment(folder, haproxy=haproxy, loopback=address is None))
-    with _signals():
+    with clusters.run_folder(port) as folder, _signals():
+        if address is None:
+            clusters.check_port(host, port)
+        environment.apply(environment.ray_environment(folder, haproxy=haproxy, loopback=address is None))
         cluster = clusters.Cluster(folder, address, dashboard, num_cpus, verbose)
         try:
-            with console.status("checking the configuration …") as status:
-                from stack.serve import run  # Ray reads its environment when it is imported
-
-                contents = configs.load(path)
-                contents.setdefault("http_options", {}).update(host=host, port=port)
-                settings.home.mkdir(parents=True, exist_ok=True)
-                status.update("starting Ray …")
-                pulling = _pull(contents)
-                cluster.start()
-                _trap_signals()
-                if pulling.poll() is None:
-                    status.stop()  # the weights' own progress line takes over
-            if pulling.wait() != 0:
-                raise CliError("the weights could not be fetched, see above")
-            run.deploy(contents)
-            url = _url(host, port)
-            _wait_until_ready(cluster, contents, url, began + timeout, console)
-            _announce(url, contents, cluster, time.monotonic() - began, console)
-            _watch(cluster)
+            _run(cluster, path, {"host": host, "port": port}, began + timeout, console)
         except KeyboardInterrupt:
-            pass
+            cluster.keep_logs = False
         finally:
             with console.status("stopping … (Ctrl-C again: at once)"):
                 cluster.stop()
     console.print("stopped")
+
+
+def _run(cluster: Cluster, path: Path, http: dict[str, Any], deadline: float, console: Console) -> None:
+    """Start everything and stay until a signal comes, or until Ray is gone."""
+    began = time.monotonic()
+    with console.status("checking the configuration …"):
+        from stack.cli import config as configs
+        from stack.serve import run  # Ray reads its environment when it is imported
+
+        contents = configs.load(path)
+        contents["http_options"] = {**(contents.get("http_options") or {}), **http}
+    console.print("starting Ray …")  # no spinner: the weights have a progress line meanwhile
+    pulling = _pull(contents)
+    cluster.start()
+    _trap_signals()
+    if pulling is not None and pulling.wait() != 0:
+        raise CliError("the weights could not be fetched, see above")
+    run.deploy(contents)
+    url = _url(**http)
+    _wait_until_ready(cluster, contents, url, deadline, console)
+    _announce(url, contents, cluster, time.monotonic() - began, console)
+    while cluster.wait_until_dead(1.0) is None:
+        pass
+    raise CliError(f"Ray ended unexpectedly; logs: {cluster.logs}")
 
 
 def _endpoint(path: Path, host: str | None, port: int | None) -> tuple[str, int]:
@@ -135,9 +141,11 @@ def declared_models(contents: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _pull(contents: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _pull(contents: dict[str, Any]) -> subprocess.Popen[bytes] | None:
     """Fetch weights in a process of its own: converting some takes torch, which this one need not carry."""
     sources = [args["source"] for args in declared_models(contents)]
+    if not sources:
+        return None
     return subprocess.Popen(
         [sys.executable, "-m", "stack.cli", "models", "pull", *sources], stdout=subprocess.DEVNULL
     )
@@ -155,8 +163,8 @@ def _wait_until_ready(
         while True:
             states = {name: state for name, state in run.states().items() if name in names}
             for name, state in states.items():
-                if state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                    raise CliError(_failure(name, state.message, cluster))
+                if state.status == "DEPLOY_FAILED":
+                    raise CliError(f"{name} could not start: {state.reason}\nlogs: {cluster.logs}/serve")
             waiting = sorted(names - {n for n, s in states.items() if s.status == "RUNNING"})
             if not waiting:
                 break
@@ -193,13 +201,6 @@ def _first_answers(url: str, models: list[dict[str, Any]], deadline: float, clus
                 time.sleep(0.1)
 
 
-def _failure(name: str, message: str, cluster: Cluster) -> str:
-    """Serve's message holds a traceback: its last line says what went wrong."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    reason = lines[-1] if lines else "no reason given"
-    return f"{name} could not start: {reason}\nlogs: {cluster.logs}/serve"
-
-
 def _announce(url: str, contents: dict[str, Any], cluster: Cluster, seconds: float, console: Console) -> None:
     console.print(f"[bold green]ready[/] at [bold]{url}[/] after {seconds:.0f} s", highlight=False)
     models = declared_models(contents)
@@ -214,13 +215,6 @@ def _announce(url: str, contents: dict[str, Any], cluster: Cluster, seconds: flo
     console.print(
         f"[dim]API {url}/docs · logs {cluster.logs} · Ctrl-C stops[/]", highlight=False, soft_wrap=True
     )
-
-
-def _watch(cluster: Cluster) -> None:
-    """Stay until a signal comes, or until Ray is gone."""
-    while cluster.wait_until_dead(1.0) is None:
-        pass
-    raise CliError(f"Ray ended unexpectedly; logs: {cluster.logs}")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class ApplicationState:
     """What Serve says of one application: RUNNING, DEPLOY_FAILED, …"""
 
     status: str
-    message: str
+    reason: str  # why it failed, without the traceback; else empty
 
 
 def deploy(config: dict[str, Any]) -> None:
@@ -36,9 +36,26 @@ def deploy(config: dict[str, Any]) -> None:
 def states() -> dict[str, ApplicationState]:
     """Serve's applications by name."""
     return {
-        name: ApplicationState(application.status.value, application.message)
+        name: ApplicationState(
+            application.status.value,
+            next(
+                (
+                    _last_error(deployment.message)
+                    for deployment in application.deployments.values()
+                    if deployment.status.value == "DEPLOY_FAILED"
+                ),
+                _last_error(application.message),
+            ),
+        )
         for name, application in serve.status().applications.items()
     }
+
+
+def _last_error(message: str) -> str:
+    """What stands below the last frame of a traceback; a message without one as it is."""
+    lines = message.strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith(" ")]
+    return "\n".join(lines[frames[-1] + 1 :] if frames else lines).strip()
 
 
 def shutdown() -> None:
