@@ -1,8 +1,5 @@
 """llama-stack-client 0.1.9 and our wire types understand each other, in both directions."""
 
-import json
-import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,65 +7,12 @@ import httpx
 import pytest
 from llama_stack_client import Agent as ClientAgent
 from llama_stack_client import AgentEventLogger, APIResponseValidationError, LlamaStackClient
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from stack.schemas import agents, inference, inspect, models, providers, tools
 from stack.schemas.content import TextContentItem, TextDelta, ToolCall, ToolCallDelta
 from stack.schemas.messages import CompletionMessage, UserMessage
-from tests.spec.compare import load_spec
-from tests.spec.test_schemas import TYPES
-
-Answer = BaseModel | list[BaseModel] | None
-"""A list is a stream of server-sent events."""
-
-
-class Wire(httpx.BaseTransport):
-    """Checks each request body with our type of the operation, and answers what the test says."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[Answer]] = {}
-        self.requests: list[BaseModel] = []
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        name, operation = _operation(request)
-        if "requestBody" in operation:
-            schema = operation["requestBody"]["content"]["application/json"]["schema"]
-            body = TypeAdapter(TYPES[schema["$ref"].rpartition("/")[2]]).validate_python(
-                json.loads(request.content)
-            )
-            self.requests.append(body)
-        answer = self.answers[name].pop(0)
-        if isinstance(answer, list):
-            events = "".join(f"data: {chunk.model_dump_json()}\n\n" for chunk in answer)
-            return httpx.Response(200, text=events, headers={"content-type": "text/event-stream"})
-        text = "null" if answer is None else answer.model_dump_json()
-        return httpx.Response(200, text=text, headers={"content-type": "application/json"})
-
-
-def _operation(request: httpx.Request) -> tuple[str, dict[str, Any]]:
-    for path, methods in load_spec()["paths"].items():
-        pattern = re.sub(r"\{[^}]+\}", ".+", path)
-        if request.method.lower() in methods and re.fullmatch(pattern, request.url.path):
-            return f"{request.method} {path}", methods[request.method.lower()]
-    raise AssertionError(f"the spec has no {request.method} {request.url.path}")
-
-
-@pytest.fixture
-def wire() -> Wire:
-    return Wire()
-
-
-@pytest.fixture
-def client(wire: Wire) -> Iterator[LlamaStackClient]:
-    """A client that checks the answers against its own types."""
-    with LlamaStackClient(
-        base_url="http://stack",
-        http_client=httpx.Client(transport=wire),
-        max_retries=0,
-        _strict_response_validation=True,
-    ) as client:
-        yield client
-
+from tests.spec.wire import Wire
 
 METRICS = [inference.MetricInResponse(metric="prompt_tokens", value=3)]
 LOGPROBS = [inference.TokenLogProbs(logprobs_by_token={"a": -0.5})]
