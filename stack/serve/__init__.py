@@ -5,19 +5,17 @@
 - `reconciler(args)`: keeps the registered models running.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Serve reads a builder's annotation as it stands, to validate `args:`.
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stack.models.args import ModelArgs
 from stack.models.names import MODEL_DEPLOYMENT
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class ApiArgs(BaseModel):
