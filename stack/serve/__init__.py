@@ -5,7 +5,7 @@
 - `reconciler(args)`: keeps the registered models running.
 """
 
-# No `from __future__ import annotations`: Serve reads a builder's annotation as it stands, to validate `args:`.
+# No `from __future__ import annotations`: Serve validates `args:` by a builder's annotation as it stands.
 
 from typing import Any
 
