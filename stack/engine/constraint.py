@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stack.errors import BadRequest
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -63,25 +65,24 @@ class TokenConstraint:
         self._ended = False
 
     def fill_mask(self, mask: Tensor) -> None:
-        """See `Constraint`. `mask` lies on the CPU."""
+        """See `Constraint`. `mask` lies on the CPU. Raises BadRequest when the grammar gets too costly."""
         words: NDArray[np.int32] = mask.numpy().reshape(-1)
         if not self._closing:
             self._look_ahead()
         if self._closing:
             words[:] = _mask_of(self._ending[:1], 32 * len(words))
             return
-        if not self._matcher.is_error():
-            self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        if self._matcher.is_error():  # too complex to go on: end here; `error` tells
-            words[:] = _mask_of(self._closers.end_tokens, 32 * len(words))
-        elif self._ending:
+        self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        self._check()
+        if self._ending:
             words &= self._closers.harmless | _mask_of(self._ending[:1], 32 * len(words))
 
     def accept(self, token_id: int) -> None:
         if token_id in self._closers.end_tokens:
             self._ended = True
-        elif not self._matcher.is_error():
+        else:
             self._matcher.consume_token(token_id)
+            self._check()
         if self._remaining is not None:
             self._remaining -= 1
         if self._closing:
@@ -92,10 +93,12 @@ class TokenConstraint:
     def complete(self) -> bool:
         return self._ended or bool(self._matcher.is_stopped())
 
-    @property
-    def error(self) -> str:
-        """Why the grammar could not be followed any further, or an empty string."""
-        return str(self._matcher.get_error()) if self._matcher.is_error() else ""
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise BadRequest(
+                "the output's grammar cannot be followed any further, it takes too long: "
+                "simplify its regular expressions, ambiguous rules or lengths"
+            )
 
     def _look_ahead(self) -> None:
         if self._remaining is None or self._look_at is None or self._remaining > self._look_at:
@@ -109,10 +112,11 @@ class TokenConstraint:
         if known:
             self._careful = max(self._careful, _CAREFUL + len(ending) - known)
         spare = self._remaining - len(ending)
-        self._closing = bool(ending) and spare <= _SLACK
         self._ending = ending if spare <= self._careful else []
-        if self._free_text and len(ending) == 1:
-            self._closing, self._ending = False, []
+        may_end_here = len(ending) == 1
+        if may_end_here and self._free_text:
+            self._ending = []
+        self._closing = bool(self._ending) and (may_end_here or spare <= _SLACK)
         self._look_at = self._remaining - max(1, (spare - self._careful) // (_GROWTH + 1))
 
     def _shortest_ending(self, limit: int) -> list[int] | None:

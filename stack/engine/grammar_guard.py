@@ -8,6 +8,7 @@ and stack the kernel bounds. This file is also the child's program; there it imp
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ WALL_SECONDS = 10.0  # only for a machine so busy that the child gets no CPU
 MEMORY_BYTES = 1 << 30
 STACK_BYTES = 1 << 20  # an eighth of what the threads of a server have
 
-_KILLED = {
+_KILLED: dict[int, str] = {
     signal.SIGVTALRM: f"it takes more than {CPU_SECONDS} s to compile",
     signal.SIGSEGV: "its rules are nested too deeply",
     signal.SIGABRT: "it takes too much memory to compile",
@@ -64,7 +65,7 @@ class GrammarGuard:
                 if not answer:
                     self._discard(child)
         if not answer:
-            return Verdict("", _KILLED.get(_signal_of(child), "it is too complex to compile"))
+            return Verdict("", _KILLED.get(-(child.returncode or 0), "it is too complex to compile"))
         return Verdict(**json.loads(answer))
 
     def close(self) -> None:
@@ -96,10 +97,6 @@ class GrammarGuard:
             child.wait()
         child.stdout.close()
         self._child = None
-
-
-def _signal_of(child: subprocess.Popen[str]) -> int:
-    return -(child.returncode or 0)
 
 
 def _compile(grammars: list[dict[str, Any]]) -> dict[str, str]:
@@ -142,10 +139,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a Rust panic's text is of no use to anybody
-    import llguidance  # noqa: F401  before the clock of the first request runs
-    import llguidance.gbnf_to_lark
-    import numpy  # noqa: F401
-
+    for module in ("llguidance", "llguidance.gbnf_to_lark", "numpy"):
+        importlib.import_module(module)  # before the clock of the first request runs
     threading.stack_size(STACK_BYTES)
     worker = threading.Thread(target=_serve)
     worker.start()

@@ -19,12 +19,16 @@ MAX_INTEGER = 10**18 - 1
 
 _MAPS_OF_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _LISTS_OF_SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_SCHEMAS = frozenset(
-    "items additionalItems additionalProperties unevaluatedProperties unevaluatedItems not if then else "
-    "contains propertyNames contentSchema".split()
-)
+_SCHEMAS = frozenset({
+    "items", "additionalItems", "additionalProperties", "unevaluatedProperties", "unevaluatedItems", "not",
+    "if", "then", "else", "contains", "propertyNames", "contentSchema",
+})  # fmt: skip
 _COMBINED = frozenset({"anyOf", "oneOf", "allOf", "$ref", "if", "not"})
 _BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
+
+
+class _ObjectsAreCombined(Exception):
+    """Some object is combined with others, so that closing one may contradict another."""
 
 
 def prepare(schema: dict[str, Any]) -> dict[str, Any]:
@@ -35,56 +39,40 @@ def prepare(schema: dict[str, Any]) -> dict[str, Any]:
         raise BadRequest(f"json_schema: nested too deeply; the limit is {MAX_DEPTH} levels") from None
     if size > MAX_BYTES:
         raise BadRequest(f"json_schema: {size:,} characters long; the limit is {MAX_BYTES:,}")
-    prepared = _Walk(closes=True).rewrite(schema, "#", 0)
-    if prepared is None:  # some object is combined with others, so closing one may contradict another
-        prepared = _Walk(closes=False).rewrite(schema, "#", 0)
-    assert isinstance(prepared, dict)
-    return prepared
+    try:
+        return _rewrite_object(schema, "#", 0, closes=True)
+    except _ObjectsAreCombined:
+        return _rewrite_object(schema, "#", 0, closes=False)
 
 
-class _Walk:
-    def __init__(self, closes: bool) -> None:
-        self.closes = closes
-
-    def rewrite(self, schema: Any, path: str, depth: int) -> Any:
-        """None: objects must not be closed in this document."""
-        if depth > MAX_DEPTH:
-            raise BadRequest(
-                f"json_schema: nested too deeply at {path[:80]}…; the limit is {MAX_DEPTH} levels"
-            )
-        if not isinstance(schema, dict):
-            return schema
-        _check(schema, path)
-        if self.closes and ("allOf" in schema or ("properties" in schema and _COMBINED & schema.keys())):
-            return None
-        rewritten: dict[str, Any] = {}
-        for key, value in schema.items():
-            child = self._rewrite_keyword(key, value, f"{path}/{key}", depth + 1)
-            if child is None and value is not None:
-                return None
-            rewritten[key] = child
-        if self.closes and _is_open_record(schema):
-            rewritten["additionalProperties"] = False
-        if _takes_integer(schema) and not _BOUNDS & schema.keys():
-            rewritten.update(minimum=-MAX_INTEGER, maximum=MAX_INTEGER)
-        return rewritten
-
-    def _rewrite_keyword(self, key: str, value: Any, path: str, depth: int) -> Any:
-        if key in _MAPS_OF_SCHEMAS and isinstance(value, dict):
-            children = {name: self.rewrite(item, f"{path}/{name}", depth) for name, item in value.items()}
-            return None if _lost(value, children) else children
-        if key in _LISTS_OF_SCHEMAS or (key == "items" and isinstance(value, list)):
-            if not isinstance(value, list):
-                raise BadRequest(f"json_schema: {path} must be a list of schemas")
-            items = [self.rewrite(item, f"{path}/{number}", depth) for number, item in enumerate(value)]
-            return None if _lost(dict(enumerate(value)), dict(enumerate(items))) else items
-        if key in _SCHEMAS:
-            return self.rewrite(value, path, depth)
-        return value
+def _rewrite(schema: Any, path: str, depth: int, closes: bool) -> Any:
+    return _rewrite_object(schema, path, depth, closes) if isinstance(schema, dict) else schema
 
 
-def _lost(before: dict[Any, Any], after: dict[Any, Any]) -> bool:
-    return any(after[key] is None and before[key] is not None for key in before)
+def _rewrite_object(schema: dict[str, Any], path: str, depth: int, closes: bool) -> dict[str, Any]:
+    if depth > MAX_DEPTH:
+        raise BadRequest(f"json_schema: nested too deeply at {path[:80]}…; the limit is {MAX_DEPTH} levels")
+    _check(schema, path)
+    if closes and ("allOf" in schema or ("properties" in schema and _COMBINED & schema.keys())):
+        raise _ObjectsAreCombined
+    rewritten = {
+        key: _rewrite_keyword(key, value, f"{path}/{key}", depth + 1, closes) for key, value in schema.items()
+    }
+    if closes and _is_open_record(schema):
+        rewritten["additionalProperties"] = False
+    if _takes_integer(schema) and not _BOUNDS & schema.keys():
+        rewritten.update(minimum=-MAX_INTEGER, maximum=MAX_INTEGER)
+    return rewritten
+
+
+def _rewrite_keyword(key: str, value: Any, path: str, depth: int, closes: bool) -> Any:
+    if key in _MAPS_OF_SCHEMAS and isinstance(value, dict):
+        return {name: _rewrite(item, f"{path}/{name}", depth, closes) for name, item in value.items()}
+    if key in _LISTS_OF_SCHEMAS and not isinstance(value, list):
+        raise BadRequest(f"json_schema: {path} must be a list of schemas")
+    if key in _LISTS_OF_SCHEMAS or (key == "items" and isinstance(value, list)):
+        return [_rewrite(item, f"{path}/{number}", depth, closes) for number, item in enumerate(value)]
+    return _rewrite(value, path, depth, closes) if key in _SCHEMAS else value
 
 
 def _check(schema: dict[str, Any], path: str) -> None:
