@@ -27,6 +27,7 @@ from stack.schemas import (
     vector_dbs,
     vector_io,
 )
+from stack.schemas.common import URL
 from stack.schemas.messages import CompletionMessage, UserMessage
 from tests.spec.wire import Wire
 
@@ -359,7 +360,7 @@ CALLS: list[tuple[str, BaseModel | None, Call]] = [
     ),
     (
         "GET /v1/toolgroups/{toolgroup_id}",
-        tools.ToolGroup(**OWNED, mcp_endpoint=tools.URL(uri="http://mcp")),
+        tools.ToolGroup(**OWNED, mcp_endpoint=URL(uri="http://mcp")),
         lambda client: client.toolgroups.get("x"),
     ),
 ]

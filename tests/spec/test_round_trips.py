@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from stack.schemas import agents, content, datasets, messages, sampling
@@ -153,8 +153,8 @@ def valid_for_spec() -> Callable[[str, Any], bool]:
     The spec writes `oneOf: [integer, number]` where 1 matches both; it means anyOf.
     """
     text = json.dumps(load_spec()).replace('"oneOf":', '"anyOf":')
-    spec = Resource(contents=json.loads(text), specification=DRAFT202012)
-    registry = Registry().with_resource("spec", spec)
+    spec = DRAFT202012.create_resource(json.loads(text))
+    registry = Registry[Any]().with_resource("spec", spec)
 
     def check(name: str, value: Any) -> bool:
         schema = {"$ref": f"spec#/components/schemas/{name}"}
