@@ -10,6 +10,7 @@ import pytest
 
 from stack.app import create_app
 from tests.spec.compare import Comparison, JsonSchema, load_spec
+from tests.spec.test_schemas import ALL_JUSTIFIED
 
 NOT_SERVED = frozenset(
     {
@@ -199,9 +200,16 @@ def test_operation(name: str) -> None:
 
 
 def test_named_schemas() -> None:
-    """Every schema that we declare and the spec has is the spec's; the types have their own test."""
-    assert {"HTTPValidationError", "ValidationError"} & ours().schemas.keys() == set()
-    assert [name for name in ours().schemas if name.endswith(("-Input", "-Output"))] == []
+    """A schema of the document that the spec has, too, is the same; no type is there in two forms."""
+    declared = ours().schemas
+    shared = declared.keys() & SPEC.schemas.keys()
+    assert len(shared) > 40
+    comparison = Comparison(SPEC.schemas, declared)
+    lines = [
+        line for name in shared for line in comparison.differences(name, SPEC.schemas[name], declared[name])
+    ]
+    assert [line for line in lines if line.partition(":")[0] not in ALL_JUSTIFIED] == []
+    assert [name for name in declared if name.endswith(("-Input", "-Output", "ValidationError"))] == []
 
 
 def test_references_resolve() -> None:
