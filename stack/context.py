@@ -26,6 +26,7 @@ class Stack:
     models: Registry[Model]
     model_status: ModelStatuses
     inference: Callable[[str], Inference]  # of a model that replicas serve, by its id
+    session: str | None = None  # the running cluster's; a status of another one is void
 
     async def serving(
         self, model_id: str, model_type: ModelType, provider_data: Mapping[str, Any] | None = None
@@ -37,6 +38,8 @@ class Stack:
         model, status = await self.model_status.find(model_id)
         if model.model_type != model_type:
             raise BadRequest(_WRONG_TYPE[model_type].format(model_id))
+        if status is not None and status.description.get("session") != self.session:
+            status = None
         if status is None or status.state != "ready":
             raise _not_ready(model_id, status)
         return self.inference(model_id)
@@ -64,12 +67,16 @@ def no_inference(model_id: str) -> Inference:
 
 @asynccontextmanager
 async def open_stack(
-    settings: Settings | None = None, inference: Callable[[str], Inference] = no_inference
+    settings: Settings | None = None,
+    inference: Callable[[str], Inference] = no_inference,
+    session: str | None = None,
 ) -> AsyncGenerator[Stack]:
     """Open the stores; everything is closed again at the end."""
     settings = settings or get_settings()
     async with open_database(settings) as database:
-        yield Stack(settings, database, Registry(database, Model), ModelStatuses(database), inference)
+        yield Stack(
+            settings, database, Registry(database, Model), ModelStatuses(database), inference, session
+        )
 
 
 # Dependencies are async, since FastAPI calls others in a thread.

@@ -58,9 +58,9 @@ class SpecPaths:
 def _build_asgi() -> SpecPaths:
     from stack.app import create_app
     from stack.context import open_stack
-    from stack.serve.handles import ReplicaInference
+    from stack.serve.handles import inference, session_name
 
-    return SpecPaths(create_app(lambda: open_stack(inference=ReplicaInference)))
+    return SpecPaths(create_app(lambda: open_stack(inference=inference, session=session_name())))
 
 
 def api(args: ApiArgs) -> Application:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import serve
 from ray.serve.api import _run
 from ray.serve.context import _get_global_client
@@ -14,7 +13,7 @@ from ray.serve.schema import APIType
 from stack.models.args import ModelArgs
 from stack.models.names import app_name, model_of
 from stack.models.reconciler import ModelApplication
-from stack.serve.handles import ReplicaInference
+from stack.serve.handles import ReplicaInference, session_name
 
 if TYPE_CHECKING:
     from stack.store.model_status import State
@@ -57,7 +56,8 @@ class ServeCluster:
     def _details() -> dict[str, Any]:
         client = _get_global_client()
         assert client is not None
-        return client.get_serve_details()
+        details: dict[str, Any] = client.get_serve_details()
+        return details
 
     async def deploy(self, args: ModelArgs) -> None:
         from stack.serve import model
@@ -75,15 +75,10 @@ class ServeCluster:
 
 def _reason(application: dict[str, Any]) -> str:
     """Why an application failed, in one line: the replica's own error without its traceback."""
-    messages = [application["message"], *(d["message"] for d in application["deployments"].values())]
+    messages: list[str] = [application["message"], *(d["message"] for d in application["deployments"].values())]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith("stack.errors.")]
     if own:
-        return own[-1].partition(": ")[2] or own[-1]
+        _, _, reason = own[-1].partition(": ")
+        return reason or own[-1]
     return "the replica could not start; see the server's log"
-
-
-def session_name() -> str:
-    """Of the running Ray cluster: another one after a restart."""
-    name: str = ray.get_runtime_context().get_session_name()
-    return name

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import ray
 from pydantic import BaseModel
 from ray import serve
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
@@ -27,13 +29,25 @@ if TYPE_CHECKING:
     )
 
 
+def session_name() -> str:
+    """Of the running Ray cluster: another one after a restart."""
+    name: str = ray.get_runtime_context().get_session_name()
+    return name
+
+
+@lru_cache(maxsize=256)
+def inference(model_id: str) -> ReplicaInference:
+    """A model's handle; one for each process, since a handle keeps connections and queue lengths."""
+    return ReplicaInference(model_id)
+
+
 class ReplicaInference:
     """`Inference` of a model that runs in replicas, over a Serve handle."""
 
     def __init__(self, model_id: str) -> None:
         self._model_id = model_id
         self._handle: DeploymentHandle[Any] = serve.get_deployment_handle(
-            MODEL_DEPLOYMENT, app_name=app_name(model_id)
+            MODEL_DEPLOYMENT, app_name(model_id), _check_exists=False
         )
 
     def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
