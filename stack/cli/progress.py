@@ -38,4 +38,5 @@ def fetch_with_progress(source: str, cache_dir: Path) -> Path:
     try:
         return fetch(source, cache_dir, progress)
     finally:
-        bar.stop()
+        if console.is_terminal:
+            bar.stop()
