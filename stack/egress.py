@@ -263,7 +263,7 @@ async def stream(
         ):
             _check_status(response, name)
             content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-            chunks = _bounded(_decoded(response, name), max_bytes, name)
+            chunks = bounded_body(response, max_bytes, name)
             yield Download(str(response.url), content_type, response.charset_encoding, chunks)
     except (TimeoutError, httpx.TimeoutException) as error:
         raise Timeout(f"{name} took longer than {timeout_s:g} s") from error
@@ -369,9 +369,10 @@ async def _decoded(response: httpx.Response, name: str) -> AsyncIterator[bytes]:
                 decoder = zlib.decompressobj(47)
 
 
-async def _bounded(chunks: AsyncIterator[bytes], max_bytes: int, name: str) -> AsyncIterator[bytes]:
+async def bounded_body(response: httpx.Response, max_bytes: int, name: str) -> AsyncIterator[bytes]:
+    """A streamed response's body, decoded; BadRequest as soon as it is larger than `max_bytes`."""
     total = 0
-    async for chunk in chunks:
+    async for chunk in _decoded(response, name):
         total += len(chunk)
         if total > max_bytes:
             raise BadRequest(f"{name} is larger than {max_bytes} bytes")

@@ -42,7 +42,12 @@ class Settings(BaseSettings):
     )
     hf_token: SecretStr | None = Field(None, description="Token for gated Hugging Face models.")
     openai_api_key: SecretStr | None = Field(
-        None, description="Default key for OpenAI-compatible endpoints; a caller's provider data goes first."
+        None,
+        description="Key for models at STACK_OPENAI_BASE_URL; a key in a caller's provider data goes first.",
+    )
+    openai_base_url: str = Field(
+        "https://api.openai.com/v1",
+        description="The endpoint that STACK_OPENAI_API_KEY is sent to; no other.",
     )
     kernels: bool = Field(
         True,
