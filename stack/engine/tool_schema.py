@@ -175,7 +175,8 @@ def _python_value(schema: Schema) -> str:
     if schema["type"] == "array":
         item = _python_value(schema["items"])
         return f'"[" (({item}) (COMMA ({item}))*)? "]"'
-    return {"object": "dict"}.get(schema["type"], schema["type"].upper())
+    kind = str(schema["type"])
+    return "dict" if kind == "object" else kind.upper()
 
 
 def literal(text: str) -> str:

@@ -68,8 +68,11 @@ def checked_tools(definitions: Sequence[ToolDefinition]) -> list[Tool]:
     return list(tools.values())
 
 
+_NAME = re.compile(r"[^\s\"'\\<>()\[\]{}=,]+")
+
+
 def _check_name(name: str, what: str) -> None:
-    if not re.fullmatch(r"[^\s\"'\\<>()\[\]{}=,]{1,%d}" % MAX_NAME, name) or not name.isprintable():
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME or not name.isprintable():
         raise BadRequest(
             f"{what} is {name[:MAX_NAME]!r}; a name has 1 to {MAX_NAME} characters, "
             "none of them a space, quote, bracket, comma or ="
@@ -78,7 +81,7 @@ def _check_name(name: str, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """Calls are written: `first`, then `before` name `after` arguments `end`, joined by `between`, then `last`.
+    """Calls are `first`, then `before` name `after` arguments `end` joined by `between`, then `last`.
 
     No other text may begin with one of the `triggers` or, when calls may come `anywhere` in an answer, have
     the trigger in it. The head's last character opens the arguments unless they are an object of their own.
