@@ -13,6 +13,14 @@ from pydantic import ValidationError
 from stack.cli.problems import CliError, Problem, explain
 from stack.settings import Settings, get_settings
 
+EVERYWHERE = {  # on laptops and, by cluster.yaml, on clusters
+    "RAY_AUTH_MODE": "disabled",  # a token file left by another local Ray would switch it on
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "120",  # on a loaded machine Ray's half a minute is short
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+}
+
 
 def checked_settings(environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings. Raises CliError that names each bad variable, its value and what to write.
@@ -43,22 +51,18 @@ def ray_environment(run_folder: Path, *, haproxy: bool, loopback: bool) -> dict[
 
     Ports and sockets that Ray would share between clusters of one machine are the stack's own.
     """
-    environment = {
-        "RAY_AUTH_MODE": "disabled",  # a token file left by another local Ray would switch it on
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_raylet_start_wait_time_s": "120",
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    environment = EVERYWHERE | {
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         # For load balancers outside; alone, they keep a stopping replica for half a minute.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.5",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0",
     }
     if loopback:
         # Ray's own switch for "one machine only", whatever its name says: every port of Ray binds 127.0.0.1.
         environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    if haproxy:
+    if not haproxy:
+        environment["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    else:
         environment |= {
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run_folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_folder / "haproxy.sock"),
