@@ -36,19 +36,21 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def compiled(folder: Path) -> Path:
-    """The shared library for this CPU in `folder`, compiled first if need be (about two seconds).
+def compiled(folder: Path, machine: str | None = None) -> Path:
+    """The shared library in `folder`, compiled first if need be (about two seconds).
 
-    Raises OSError (no compiler, folder not writable) and SubprocessError.
+    `machine` is the compiler's flag for another CPU than this one. Raises OSError (no compiler, folder not
+    writable) and SubprocessError.
     """
-    target = folder / f"llama-{_key()}.so"
+    machine = machine or _native()
+    target = folder / f"llama-{_key(machine)}.so"
     if target.exists():
         return target
     compiler = _compiler()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         output = Path(scratch) / target.name
-        command = [compiler, *FLAGS, _native(), "-o", str(output), str(SOURCES / "llama.c"), "-lm"]
+        command = [compiler, *FLAGS, machine, "-o", str(output), str(SOURCES / "llama.c"), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
         os.replace(output, target)  # two replicas may compile at once: the last wins, both are whole
     return target
@@ -67,9 +69,9 @@ def _native() -> str:
     return "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
 
 
-def _key() -> str:
+def _key(machine: str) -> str:
     """Changes with the sources and with what `native` means."""
-    digest = hashlib.sha256(" ".join((*FLAGS, platform.machine(), platform.system())).encode())
+    digest = hashlib.sha256(" ".join((*FLAGS, machine, platform.machine(), platform.system())).encode())
     for source in sorted(SOURCES.glob("*.[ch]")):
         digest.update(source.read_bytes())
     digest.update(cpu_flags().encode())
