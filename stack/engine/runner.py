@@ -1,0 +1,64 @@
+"""Which Runner serves a model: the lean Llama one, slots over transformers, or a cache per sequence."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stack.engine.llama import LlamaRunner
+from stack.engine.loading import (
+    context_limit,
+    load_config,
+    pick_device,
+    pick_dtype,
+)
+from stack.engine.sequences import SequenceRunner
+from stack.engine.slots import SlotRunner, Unservable
+
+if TYPE_CHECKING:
+    from stack.engine.base import Runner
+
+log = logging.getLogger(__name__)
+
+
+def open_runner(
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    context_length: int | None = None,
+    slots: int = 32,
+    threads: int = 1,
+    device: str | None = None,
+) -> Runner:
+    """Load a folder of safetensors, config and tokenizer.
+
+    Raises BadRequest, with what to write instead, for a model, dtype, context or device that cannot be had.
+    """
+    config = load_config(folder)
+    picked_device = pick_device(device)
+    picked_dtype = pick_dtype(dtype, picked_device)
+    context = context_limit(config, context_length)
+    torch.set_num_threads(threads)
+    if LlamaRunner.supports(config):
+        return LlamaRunner.open(folder, picked_dtype, context, slots, threads, picked_device)
+    try:
+        return SlotRunner.open(folder, config, picked_dtype, context, slots, picked_device)
+    except Unservable as why:
+        log.warning("%s is served one sequence at a time: %s", folder.name, why)
+    return SequenceRunner.open(folder, config, picked_dtype, context, slots, picked_device)
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a generation: of generation_config.json, config.json and the tokenizer."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        found |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    if tokenizer.eos_token_id is not None:
+        found.add(tokenizer.eos_token_id)
+    return frozenset(found)
