@@ -65,7 +65,7 @@ class ChatFormat:
         self.alternates = not self._accepts([_turn("user", "a"), _turn("user", "QX7")], "QX7")
 
     def _native_format(self, tokenizer: Any) -> ToolFormat | None:
-        """How the model writes calls when the template lists tools; None: it doesn't, or not in a known way."""
+        """How the model writes calls if its template lists tools; None: in no known way."""
         text = self.literal_text
         if "tools" not in self._template.variables:
             return None
@@ -178,8 +178,16 @@ def size(messages: Sequence[Message]) -> int:
     return total
 
 
-def has_images(messages: Sequence[Message]) -> bool:
-    return any(isinstance(item, ImageContentItem) for message in messages for item in _items(message.content))
+def images(messages: Sequence[Message]) -> list[ImageSource]:
+    """All images that users sent."""
+    found = []
+    for message in messages:
+        contents = [message.content]
+        if isinstance(message, UserMessage) and message.context is not None:
+            contents.append(message.context)
+        items = (item for content in contents for item in _items(content))
+        found += [item.image for item in items if isinstance(item, ImageContentItem)]
+    return found
 
 
 def content_text(content: InterleavedContent, model_id: str) -> str:

@@ -22,6 +22,6 @@ def open_model(args: ModelArgs, settings: Settings, meter: Meter) -> Inference:
         from stack.engine.embeddings import open_embedding_model
 
         return open_embedding_model(args, folder, meter)
-    from stack.engine.text import open_text_model
+    from stack.engine.open_text import open_text_model
 
     return open_text_model(args, folder, meter)

@@ -63,7 +63,7 @@ class PromptTokens:
         return self._marked_pattern.sub(lambda match: _split(match[1]), text)
 
     def encode(self, text: str) -> list[int]:
-        """A prompt that is the caller's as a whole: its special tokens are meant; begins as the model does."""
+        """A prompt that is all the caller's: special tokens in it are meant. Begins as the model's do."""
         self._probe(text)
         return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
@@ -89,11 +89,8 @@ class PromptTokens:
     def _later_ids(self, piece: str, as_text: bool) -> list[int]:
         """Of a piece that does not begin the prompt: after a newline, so that nothing is prepended to it."""
         encode = self._plain_ids if as_text else self._ids
-        ids = encode("\n" + piece)
-        if ids[: len(self._newline)] != self._newline:
-            ids = encode(piece)
-        else:
-            ids = ids[len(self._newline) :]
+        ids, newline = encode("\n" + piece), self._newline
+        ids = ids[len(newline) :] if ids[: len(newline)] == newline else encode(piece)
         if as_text and self._special[piece] in ids:
             raise BadRequest(
                 f"the text {piece!r} cannot be told from the model's special token; leave it out"
