@@ -16,6 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stack.models.args import ModelArgs
 from stack.models.names import MODEL_DEPLOYMENT
+from stack.serve.loopback import bind_loopback
+
+bind_loopback()
 
 
 class ApiArgs(BaseModel):
