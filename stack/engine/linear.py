@@ -34,24 +34,29 @@ class Linear:
         self.packed = packs(weight.dtype, weight.device)
         if self.packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACK_ROWS)
-        self._weight = weight
-        self._bias = bias
+        self.weight = weight
+        self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:
-            return F.linear(x, self._weight, self._bias)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            return F.linear(x, self.weight, self.bias)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return y
 
 
 class LinearModule(nn.Module):
-    """A `Linear` in the place of an `nn.Linear`."""
+    """A `Linear` in the place of an `nn.Linear`; its `weight` still tells a dtype and a device."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         bias = None if linear.bias is None else linear.bias.detach()
         self._linear = Linear(linear.weight.detach(), bias)
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        return self._linear.weight
 
     def forward(self, x: Tensor) -> Tensor:
         return self._linear(x)
