@@ -270,21 +270,18 @@ class Server:
             routes=[
                 Route("/v1/models", self.models),
                 Route("/v1/inference/chat-completion", self.chat, methods=["POST"]),
-                Route("/v1/inference/embeddings", self.embeddings, methods=["POST"]),
             ]
         )
 
     async def models(self, _: Request) -> Response:
-        common = {"provider_id": "transformers", "type": "model", "metadata": {}}
+        common = {"provider_id": "transformers", "type": "model"}
+        vectors = {"identifier": "vectors", "provider_resource_id": "v", "model_type": "embedding"}
+        tiny = {"identifier": "tiny", "provider_resource_id": "org/tiny", "model_type": "llm"}
         models = [
-            {"identifier": "vectors", "provider_resource_id": "v", "model_type": "embedding", **common},
-            {"identifier": "tiny", "provider_resource_id": "org/tiny", "model_type": "llm", **common},
+            vectors | common | {"metadata": {"status": "failed", "status_detail": "no [such] file"}},
+            tiny | common | {"metadata": {"status": "ready"}},
         ]
         return JSONResponse({"data": models})
-
-    async def embeddings(self, _: Request) -> Response:
-        detail = "model 'vectors' is loading"
-        return JSONResponse({"status": 503, "title": "Service Unavailable", "detail": detail}, 503)
 
     async def chat(self, request: Request) -> Response:
         body = await request.json()
@@ -292,8 +289,6 @@ class Server:
         if body["model_id"] != "tiny":
             detail = f"model {body['model_id']!r} is not registered"
             return JSONResponse({"status": 404, "title": "Not Found", "detail": detail}, 404)
-        if not body.get("stream"):
-            return JSONResponse({"completion_message": {}})
         return StreamingResponse(self.answer(body["messages"][-1]["content"]), media_type="text/event-stream")
 
     async def answer(self, text: str) -> AsyncIterator[str]:
@@ -321,12 +316,12 @@ def server() -> Iterator[Server]:
     thread.join()
 
 
-def test_models_list_shows_who_answers(server: Server) -> None:
-    result = run("models", "list", STACK_URL=server.url, COLUMNS="120")
+def test_models_list_shows_their_status(server: Server) -> None:
+    result = run("models", "list", STACK_URL=server.url)
     assert result.exit_code == 0
     vectors, tiny = result.output.splitlines()[1:3]
     assert vectors.split()[:3] == ["vectors", "embedding", "transformers"]
-    assert "model 'vectors' is loading" in vectors
+    assert vectors.endswith("failed: no [such] file")
     assert tiny.split() == ["tiny", "llm", "transformers", "org/tiny", "ready"]
 
 

@@ -7,14 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from stack.cli.client import DEFAULT_URL, Client, Url
-from stack.cli.problems import CliError
 
 app = typer.Typer(help="See the models of a running server, and fetch weights ahead.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_models(url: Url = DEFAULT_URL) -> None:
-    """List the models of a running server, and whether each answers.
+    """List the models of a running server, and how far serving each has come.
 
     \b
     Examples:
@@ -22,46 +21,30 @@ def list_models(url: Url = DEFAULT_URL) -> None:
       stack models list --url http://gpu-box:8321
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     with Client(url, timeout_s=10.0) as client:
         models = client.models()
-        if not models:
-            typer.echo("no models; register one, or name one in deployments/stack.yaml")
-            return
-        table = Table("model", "type", "provider", "source", "status", box=None, pad_edge=False)
-        for model in models:
-            table.add_row(
-                model["identifier"],
-                model["model_type"],
-                model["provider_id"],
-                model["provider_resource_id"],
-                _status(client, model),
-            )
-    Console().print(table)
-
-
-def _status(client: Client, model: dict[str, Any]) -> str:
-    try:
-        ask(client, model)
-    except CliError as error:
-        return f"[yellow]{error}[/]"
-    return "[green]ready[/]"
-
-
-def ask(client: Client, model: dict[str, Any]) -> None:
-    """The smallest real request. Raises CliError where the model does not answer."""
-    if model["model_type"] == "embedding":
-        client.post("/v1/inference/embeddings", {"model_id": model["identifier"], "contents": ["ready?"]})
+    if not models:
+        typer.echo("no models; register one, or name one in deployments/stack.yaml")
         return
-    client.post(
-        "/v1/inference/chat-completion",
-        {
-            "model_id": model["identifier"],
-            "messages": [{"role": "user", "content": "ready?"}],
-            "sampling_params": {"strategy": {"type": "greedy"}, "max_tokens": 1},
-        },
-    )
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "type", "provider", "source", "status"):
+        table.add_column(title, overflow="fold")
+    for model in models:
+        names = ("identifier", "model_type", "provider_id", "provider_resource_id")
+        style, status = _status(model["metadata"])
+        table.add_row(*(escape(model[name]) for name in names), f"[{style}]{escape(status)}[/]")
+    console = Console()
+    console.print(table, soft_wrap=not console.is_terminal)
+
+
+def _status(metadata: dict[str, Any]) -> tuple[str, str]:
+    """What the server says of a model's replicas, with its color; another kind of server says nothing."""
+    status = metadata.get("status", "unknown")
+    detail = f": {metadata['status_detail']}" if metadata.get("status_detail") else ""
+    return {"ready": "green", "failed": "red"}.get(status, "yellow"), f"{status}{detail}"
 
 
 @app.command("pull")

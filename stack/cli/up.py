@@ -184,21 +184,30 @@ def _wait_until_ready(
 def _first_answers(url: str, models: list[dict[str, Any]], deadline: float, cluster: Cluster) -> None:
     """Ask each model once: HTTP, the handle and the engine then have worked, and are warm."""
     from stack.cli.client import Client
-    from stack.cli.models import ask
 
     with Client(url, timeout_s=60.0) as client:
-        pending = [{"model_type": "llm", **args, "identifier": args["model_id"]} for args in models]
+        pending = list(models)
         while True:
             try:
                 client.get("/v1/health")
                 while pending:
-                    ask(client, pending[0])
+                    client.post(*_smallest_request(pending[0]))
                     del pending[0]
                 return
             except CliError as error:  # routes and registry rows appear a moment after the replicas
                 if time.monotonic() > deadline:
                     raise CliError(f"no answer in time: {error}; logs: {cluster.logs}") from None
                 time.sleep(0.1)
+
+
+def _smallest_request(args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Path and body: one vector, or one token."""
+    model = {"model_id": args["model_id"]}
+    if args.get("model_type", "llm") == "embedding":
+        return "/v1/inference/embeddings", model | {"contents": ["ready?"]}
+    messages = [{"role": "user", "content": "ready?"}]
+    sampling = {"strategy": {"type": "greedy"}, "max_tokens": 1}
+    return "/v1/inference/chat-completion", model | {"messages": messages, "sampling_params": sampling}
 
 
 def _announce(url: str, contents: dict[str, Any], cluster: Cluster, seconds: float, console: Console) -> None:
