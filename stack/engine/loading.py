@@ -27,7 +27,9 @@ def load_config(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise BadRequest(f"{folder.name} has no config.json that transformers understands: {error}") from None
+        raise BadRequest(
+            f"{folder.name} has no config.json that transformers understands: {told(error, folder)}"
+        ) from None
     if config.is_encoder_decoder:
         raise BadRequest(f"{folder.name} is an encoder-decoder model ({config.model_type}), not a causal one")
     return config
@@ -43,8 +45,22 @@ def load_model(folder: Path, config: Any, dtype: torch.dtype, device: torch.devi
             folder, config=config, dtype=dtype, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise BadRequest(f"{folder.name} cannot be loaded as a {auto.__name__[9:]}: {error}") from None
+        raise BadRequest(f"{folder.name} cannot be loaded: {told(error, folder)}") from None
     return model.to(device).eval().requires_grad_(False)
+
+
+def check_weights(folder: Path) -> None:
+    """Raises BadRequest for a folder without weights that are safe to load."""
+    if any(folder.glob("*.safetensors")):
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl"))
+    seen = f"; {others[0]} is not read, since pickles can run code" if others else ""
+    raise BadRequest(f"{folder.name} has no *.safetensors{seen}")
+
+
+def told(error: Exception, folder: Path) -> str:
+    """A library's message without this machine's paths, and only its first line."""
+    return str(error).replace(str(folder), folder.name).strip().split("\n")[0]
 
 
 def is_multimodal(config: Any) -> bool:

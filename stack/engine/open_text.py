@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stack.engine.batcher import Batcher
 from stack.engine.chat import ChatFormat
-from stack.engine.loading import is_multimodal, load_config, pick_device, pick_dtype
+from stack.engine.loading import is_multimodal, load_config, pick_device, pick_dtype, told
 from stack.engine.runner import open_runner
 from stack.engine.text import Parts, TextModel
 from stack.errors import BadRequest
@@ -68,7 +68,9 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise BadRequest(f"{folder.name} has no tokenizer that transformers understands: {error}") from None
+        raise BadRequest(
+            f"{folder.name} has no tokenizer that transformers understands: {told(error, folder)}"
+        ) from None
 
 
 def _template(tokenizer: Any) -> str | None:
@@ -105,7 +107,7 @@ class _Images:
             return cls(auto.from_pretrained(folder, local_files_only=True))
         except (OSError, ValueError, KeyError) as error:
             raise BadRequest(
-                f"{folder.name} has no processor that transformers understands: {error}"
+                f"{folder.name} has no processor that transformers understands: {told(error, folder)}"
             ) from None
 
     def read(self, text: str, images: Sequence[bytes]) -> tuple[list[int], Mapping[str, Tensor]]:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from stack.engine.llama import LlamaRunner
-from stack.engine.loading import (
-    context_limit,
-    load_config,
-    pick_device,
-    pick_dtype,
-)
+from stack.engine.loading import check_weights, context_limit, load_config, pick_device, pick_dtype
 from stack.engine.sequences import SequenceRunner
 from stack.engine.slots import SlotRunner, Unservable
 
@@ -39,6 +33,7 @@ def open_runner(
     Raises BadRequest, with what to write instead, for a model, dtype, context or device that cannot be had.
     """
     config = load_config(folder)
+    check_weights(folder)
     picked_device = pick_device(device)
     picked_dtype = pick_dtype(dtype, picked_device)
     context = context_limit(config, context_length)
@@ -50,15 +45,3 @@ def open_runner(
     except Unservable as why:
         log.warning("%s is served one sequence at a time: %s", folder.name, why)
     return SequenceRunner.open(folder, config, picked_dtype, context, slots, picked_device)
-
-
-def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a generation: of generation_config.json, config.json and the tokenizer."""
-    found: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        found |= set(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    if tokenizer.eos_token_id is not None:
-        found.add(tokenizer.eos_token_id)
-    return frozenset(found)
