@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 # One of these usually brings a text nearer to its end: first what closes a string, then brackets, then what
 # must be written before one may close, then the shortest values.
-_CLOSERS = ('"', "}", "]", ")", ">", ",", ":", "0", "a", "n", "[", "{", "<", " ", "\n")
+_CLOSERS = ('"', "}", "]", ")", ">", ",", ":", *";/.|=!?&*+%#@$^~_'`\\", "0", "a", "A", *"n-[{<( \n")
 _BRACKETS_FIRST = ("}", "]", ")", *(text for text in _CLOSERS if text not in "}])"))
-_OPENERS = b'{[(<,:"'  # a token with one of these may begin something that must be ended
+_OPENERS = b"{[(<,"  # a token with one of these may begin something that must be ended
 
 _SLACK = 4  # tokens between the ending and the end of the budget when nothing but the ending is allowed
-_CAREFUL = 32  # … when nothing may be begun any more
+_CAREFUL = 16  # … when nothing may be begun any more
 _GROWTH = 4  # tokens by which one token lengthens the ending at most, as a rule; says how often to look
 _MAX_ENDING = 512
 
