@@ -15,7 +15,8 @@ class ServeMeter:
         self._metrics: dict[str, Any] = {}
 
     def count(self, name: str, value: float = 1.0) -> None:
-        self._get(name, metrics.Counter).inc(value)
+        if value > 0:  # Ray refuses to add nothing
+            self._get(name, metrics.Counter).inc(value)
 
     def gauge(self, name: str, value: float) -> None:
         self._get(name, metrics.Gauge).set(value)
