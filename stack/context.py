@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import httpx
 from fastapi import Depends, Request
 from pydantic_core import from_json
 
 from stack.engine.base import Inference
+from stack.engine.openai import OpenAIModel, api_key, open_client
 from stack.errors import BadRequest, NotReady
+from stack.models.registration import to_args
 from stack.schemas.models import Model, ModelType
 from stack.settings import Settings, get_settings
 from stack.store.database import Database, open_database
@@ -25,8 +28,8 @@ class Stack:
     database: Database
     models: Registry[Model]
     model_status: ModelStatuses
+    remote: httpx.AsyncClient  # to models behind OpenAI-compatible endpoints
     inference: Callable[[str], Inference]  # of a model that replicas serve, by its id
-    session: str | None = None  # the running cluster's; a status of another one is void
 
     async def serving(
         self, model_id: str, model_type: ModelType, provider_data: Mapping[str, Any] | None = None
@@ -38,8 +41,9 @@ class Stack:
         model, status = await self.model_status.find(model_id)
         if model.model_type != model_type:
             raise BadRequest(_WRONG_TYPE[model_type].format(model_id))
-        if status is not None and status.description.get("session") != self.session:
-            status = None
+        if model.provider_id == "openai":
+            args = to_args(model)
+            return OpenAIModel(args, self.remote, api_key(args, self.settings, provider_data or {}))
         if status is None or status.state != "ready":
             raise _not_ready(model_id, status)
         return self.inference(model_id)
@@ -71,12 +75,11 @@ async def open_stack(
     inference: Callable[[str], Inference] = no_inference,
     session: str | None = None,
 ) -> AsyncGenerator[Stack]:
-    """Open the stores; everything is closed again at the end."""
+    """Open the stores; everything is closed again at the end. `session` is the running cluster's."""
     settings = settings or get_settings()
-    async with open_database(settings) as database:
-        yield Stack(
-            settings, database, Registry(database, Model), ModelStatuses(database), inference, session
-        )
+    async with open_database(settings) as database, open_client(settings) as remote:
+        models, statuses = Registry(database, Model), ModelStatuses(database, session)
+        yield Stack(settings, database, models, statuses, remote, inference)
 
 
 # Dependencies are async, since FastAPI calls others in a thread.

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from stack.errors import BadRequest, StackError
+from stack.errors import BadRequest, StackError, TooLarge
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,16 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
-    detail, headers = str(error.detail), dict(error.headers or {})
+    detail = str(error.detail)
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if status == 404:
         detail = f"there is no {request.url.path}; GET /v1/inspect/routes lists what there is"
     elif status == 405:
         allowed = ", ".join(_methods(request.app.router.routes, request.scope))
         detail, headers["allow"] = f"{request.url.path} takes {allowed}, not {request.method}", allowed
-    return _response(status, HTTPStatus(status).phrase, detail, headers)
+    # Python 3.11 has an older phrase for 413.
+    title = TooLarge.title if status == TooLarge.status else HTTPStatus(status).phrase
+    return _response(status, title, detail, headers)
 
 
 def _methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
@@ -120,16 +123,13 @@ def _path(location: Sequence[str | int], body: Any) -> str:
     """The field as the caller wrote it: pydantic also names the union member that it tried."""
     parts, value = [], body
     for number, part in enumerate(location):
-        if isinstance(value, dict):
-            known = part in value or number == len(location) - 1
+        if isinstance(value, dict) and (part in value or number == len(location) - 1):
             value = value.get(part)
-        elif isinstance(value, list) and isinstance(part, int):
-            known = part < len(value)
-            value = value[part] if known else None
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
         else:
-            known = False
-        if known:
-            parts.append(str(part))
+            continue
+        parts.append(str(part))
     return ".".join(parts)
 
 

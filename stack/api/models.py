@@ -21,7 +21,7 @@ async def list_models(statuses: Statuses) -> ListModelsResponse:
 async def register_model(request: RegisterModelRequest, stack: CurrentStack) -> Model:
     """Register a model. The answer comes once its source is checked; `status` tells when it is served."""
     model = await stack.models.register(await check(request, stack.settings))
-    return _shown(model, await stack.model_status.get(model.identifier))
+    return _shown(*await stack.model_status.find(model.identifier))
 
 
 @router.get("/v1/models/{model_id:path}")
@@ -42,7 +42,9 @@ def _shown(model: Model, status: ModelStatus | None) -> Model:
     metadata = dict(model.metadata)
     if status is not None:
         metadata |= {key: value for key, value in status.description.items() if key != "session"}
-    metadata["status"] = "pending" if status is None else status.state
+    # A remote endpoint is served as soon as it is known.
+    starting = "ready" if model.provider_id == "openai" else "pending"
+    metadata["status"] = starting if status is None else status.state
     if status is not None and status.detail:
         metadata["status_detail"] = status.detail
     return model.model_copy(update={"metadata": metadata})

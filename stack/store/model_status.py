@@ -29,8 +29,11 @@ class ModelStatus:
 
 
 class ModelStatuses:
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    """`find` and `find_all` take no status from a cluster other than the one whose `session` is given:
+    after a restart, what the last cluster's reconciler wrote is void."""
+
+    def __init__(self, database: Database, session: str | None = None) -> None:
+        self._database, self._session = database, session
 
     async def set(
         self,
@@ -78,13 +81,20 @@ class ModelStatuses:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
             raise NotFound("model", identifier)
-        return _model(row)
+        return self._pair(row)
 
     async def find_all(self) -> list[tuple[Model, ModelStatus | None]]:
         """All registered models with their status, in the order of their identifiers."""
         async with self._database.read() as connection:
             rows = (await connection.execute(_joined())).all()
-        return sorted(map(_model, rows), key=lambda pair: pair[0].identifier)
+        return sorted(map(self._pair, rows), key=lambda pair: pair[0].identifier)
+
+    def _pair(self, row: Row[Any]) -> tuple[Model, ModelStatus | None]:
+        model = Model.model_validate_json(row.body)
+        status = None if row.state is None else _status(row)
+        if status is not None and status.description.get("session") != self._session:
+            status = None
+        return model, status
 
     async def list(self) -> list[ModelStatus]:
         async with self._database.read() as connection:
@@ -95,10 +105,6 @@ class ModelStatuses:
 def _joined() -> Select[Any]:
     join = resources.outerjoin(model_status, and_(resources.c.identifier == model_status.c.identifier))
     return select(resources.c.body, model_status).select_from(join).where(resources.c.type == "model")
-
-
-def _model(row: Row[Any]) -> tuple[Model, ModelStatus | None]:
-    return Model.model_validate_json(row.body), None if row.state is None else _status(row)
 
 
 def _status(row: Row[Any]) -> ModelStatus:
