@@ -14,8 +14,8 @@ from typing import Any, get_args
 import httpx
 from pydantic import ValidationError
 
-from stack.egress import EgressTransport
-from stack.errors import BadRequest
+from stack.engine.openai import OpenAIModel, api_key, open_client
+from stack.errors import BadRequest, StackError
 from stack.models import sources
 from stack.models.args import SERVING_FIELDS, ModelArgs, ProviderId
 from stack.models.endpoint import Endpoint
@@ -41,7 +41,7 @@ async def check(request: RegisterModelRequest, settings: Settings) -> Model:
     # Cheap checks go before those that may ask the network.
     _serving_args(metadata)
     if provider == "openai":
-        facts = await _check_endpoint(Endpoint.parse(source, request.model_id), settings)
+        facts = await _check_endpoint(request, source, settings)
     else:
         facts = await sources.check(source, settings)
     model_type = request.model_type or facts.kind or "llm"
@@ -56,20 +56,31 @@ async def check(request: RegisterModelRequest, settings: Settings) -> Model:
     )
 
 
-async def _check_endpoint(endpoint: Endpoint, settings: Settings) -> Facts:
-    """Whether anything answers there; not what, since a key may come with each request only."""
-    transport = EgressTransport(settings.egress_allowed)
-    async with httpx.AsyncClient(transport=transport, timeout=_ENDPOINT_TIMEOUT_S) as client:
-        try:
-            async with (
-                asyncio.timeout(_ENDPOINT_TIMEOUT_S),
-                client.stream("GET", f"{endpoint.base_url}/models"),
-            ):
+async def _check_endpoint(request: RegisterModelRequest, source: str, settings: Settings) -> Facts:
+    """Whether anything answers there, and an embedding model's dimension."""
+    args = ModelArgs(
+        model_id=request.model_id, source=source, provider_id="openai", model_type=request.model_type or "llm"
+    )
+    endpoint = Endpoint.parse(source, request.model_id)
+    try:
+        async with asyncio.timeout(_ENDPOINT_TIMEOUT_S), open_client(settings) as client:
+            # What it answers does not matter: a key may come with each request only.
+            async with client.stream("GET", f"{endpoint.base_url}/models"):
+                pass
+            if args.model_type == "llm" or "embedding_dimension" in (request.metadata or {}):
                 return Facts()
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise BadRequest(
-                f"{endpoint.base_url} cannot be reached; start it, or correct the URL, and register again"
-            ) from error
+            described = await OpenAIModel(args, client, api_key(args, settings, {})).describe()
+            return Facts(kind="embedding", embedding_dimension=described["embedding_dimension"])
+    except (httpx.HTTPError, TimeoutError) as error:
+        raise BadRequest(
+            f"{endpoint.base_url} cannot be reached; start it, or correct the URL, and register again"
+        ) from error
+    except StackError as error:
+        if args.model_type == "llm":
+            raise
+        raise BadRequest(
+            f"{error}. Or set metadata.embedding_dimension, then nothing is asked now"
+        ) from error
 
 
 def to_args(model: Model) -> ModelArgs:
