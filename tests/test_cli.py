@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import pty
-import select
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typer.testing import CliRunner
 
 from stack.cli.app import app
 from stack.settings import get_settings
+from tests.terminal import Terminal
 
 STACK = [sys.executable, "-m", "stack.cli"]
 
@@ -292,6 +292,11 @@ class Server:
         return StreamingResponse(self.answer(body["messages"][-1]["content"]), media_type="text/event-stream")
 
     async def answer(self, text: str) -> AsyncIterator[str]:
+        if text == "slow":
+            for number in range(1000):
+                event = {"event_type": "progress", "delta": {"type": "text", "text": f"{number} "}}
+                yield f"data: {json.dumps({'event': event})}\n\n"
+                await asyncio.sleep(0.05)
         for kind, piece in [("start", ""), ("progress", "You said "), ("progress", text), ("complete", "")]:
             event = {"event_type": kind, "delta": {"type": "text", "text": piece}}
             yield f"data: {json.dumps({'event': event})}\n\n: keep-alive\n\n"
@@ -359,7 +364,11 @@ def test_chat_in_a_terminal_keeps_the_talk(server: Server) -> None:
         terminal.send("one\n")
         terminal.expect("You said one")
         terminal.send("break\n")
-        terminal.expect("the replica died")
+        terminal.expect("error: the replica died")
+        terminal.send("slow\n")
+        terminal.expect("3 4 ")
+        terminal.interrupt()
+        terminal.expect("> ")
         terminal.send("two\n")
         terminal.expect("You said two")
         terminal.send("/reset\n")
@@ -368,42 +377,13 @@ def test_chat_in_a_terminal_keeps_the_talk(server: Server) -> None:
         terminal.expect("You said three")
         terminal.send("/exit\n")
         assert terminal.process.wait(10) == 0
-    one, _, two, three = ([m["content"] for m in chat["messages"]] for chat in server.chats)
+    one, _, slow, two, three = ([m["content"] for m in chat["messages"]] for chat in server.chats)
     assert one == ["one"]
-    assert two == ["one", "You said one", "two"]
+    assert slow == ["one", "You said one", "slow"]
+    assert two[:3] == slow
+    assert two[3].startswith("0 1 2 3 4 ")
+    assert two[4:] == ["two"]
     assert three == ["three"]
-
-
-class Terminal:
-    """A program in a terminal of its own."""
-
-    def __init__(self, command: list[str]) -> None:
-        self._screen = b""
-        self._mine, theirs = pty.openpty()
-        self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-        )
-        os.close(theirs)
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._mine)
-
-    def send(self, text: str) -> None:
-        os.write(self._mine, text.encode())
-
-    def expect(self, text: str, timeout_s: float = 20.0) -> None:
-        """Read on until `text` stands there, and forget what came before."""
-        deadline = time.monotonic() + timeout_s
-        while text.encode() not in self._screen:
-            ready, _, _ = select.select([self._mine], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"no {text!r} in {self._screen!r}"
-            self._screen += os.read(self._mine, 4096)
-        self._screen = self._screen.partition(text.encode())[2]
 
 
 def test_pull_prints_where_the_weights_are(minilm_dir: Path) -> None:

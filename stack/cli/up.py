@@ -93,7 +93,6 @@ def up(
 
 def _run(cluster: Cluster, path: Path, http: dict[str, Any], deadline: float, console: Console) -> None:
     """Start everything and stay until a signal comes, or until Ray is gone."""
-    began = time.monotonic()
     with console.status("checking the configuration …"):
         from stack.cli import config as configs
         from stack.serve import run  # Ray reads its environment when it is imported
@@ -109,7 +108,7 @@ def _run(cluster: Cluster, path: Path, http: dict[str, Any], deadline: float, co
     run.deploy(contents)
     url = _url(**http)
     _wait_until_ready(cluster, contents, url, deadline, console)
-    _announce(url, contents, cluster, time.monotonic() - began, console)
+    _announce(url, contents, cluster, console)
     while cluster.wait_until_dead(1.0) is None:
         pass
     raise CliError(f"Ray ended unexpectedly; logs: {cluster.logs}")
@@ -210,7 +209,10 @@ def _smallest_request(args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "/v1/inference/chat-completion", model | {"messages": messages, "sampling_params": sampling}
 
 
-def _announce(url: str, contents: dict[str, Any], cluster: Cluster, seconds: float, console: Console) -> None:
+def _announce(url: str, contents: dict[str, Any], cluster: Cluster, console: Console) -> None:
+    import psutil
+
+    seconds = time.time() - psutil.Process().create_time()
     console.print(f"[bold green]ready[/] at [bold]{url}[/] after {seconds:.0f} s", highlight=False)
     models = declared_models(contents)
     for args in models:
