@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from stack.engine.base import Meter, Priority
 from stack.engine.sentence import Item, Vectors
@@ -74,17 +75,21 @@ class EmbeddingQueue:
         encode: Callable[[Sequence[Item]], Vectors],
         dimension: int,
         meter: Meter,
-        setup: Callable[[], None],
+        *,
+        threads: int = 1,
+        batch_tokens: int | None = None,
     ) -> None:
+        """`batch_tokens` fixes the size of a batch; without it, it follows the machine's speed."""
         self._encode = encode
         self._dimension = dimension
         self._meter = meter
-        self._setup = setup
+        self._threads = threads
         self._heap: list[_Entry] = []
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._closed = False
-        self._batch_tokens = 1024.0
+        self._batch_tokens = float(batch_tokens or 1024)
+        self._learns = batch_tokens is None
         self._thread = threading.Thread(target=self._run, name="embeddings", daemon=True)
         self._thread.start()
 
@@ -118,7 +123,7 @@ class EmbeddingQueue:
         self._thread.join()
 
     def _run(self) -> None:
-        self._setup()
+        torch.set_num_threads(self._threads)
         while batch := self._next_batch():
             self._compute(batch)
         for entry in self._heap:
@@ -167,7 +172,7 @@ class EmbeddingQueue:
 
     def _learn(self, tokens: int, seconds: float) -> None:
         """Let the next batches take about BATCH_S; small batches say little about large ones."""
-        if tokens >= self._batch_tokens / 2:
+        if self._learns and tokens >= self._batch_tokens / 2:
             fitting = tokens * BATCH_S / max(seconds, 1e-6)
             self._batch_tokens = min(
                 max(0.8 * self._batch_tokens + 0.2 * fitting, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS

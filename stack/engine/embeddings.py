@@ -74,9 +74,7 @@ class EmbeddingModel:
         self._calls = 0
         self._chars = 0
         self._tokenizing = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        self._queue = EmbeddingQueue(
-            encoder.encode, encoder.dimension, meter, lambda: torch.set_num_threads(args.thread_count)
-        )
+        self._queue = EmbeddingQueue(encoder.encode, encoder.dimension, meter, threads=args.thread_count)
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
         dimension = self._checked_dimension(request.output_dimension)
@@ -199,8 +197,8 @@ class EmbeddingModel:
         if not self._matryoshka:
             raise BadRequest(
                 f"output_dimension {dimension}: this model is no Matryoshka model, its vectors have "
-                f"{self.dimension} numbers; leave the field out (or, if it was trained to be one, register it "
-                "with matryoshka_dimensions in its metadata)"
+                f"{self.dimension} numbers; leave the field out, or register a model that was trained for it "
+                "with matryoshka_dimensions in its metadata"
             )
         if dimension not in self._matryoshka:
             raise BadRequest(

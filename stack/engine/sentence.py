@@ -27,6 +27,7 @@ from stack.engine.bert import FAMILIES, PostNormEncoder
 from stack.engine.encoder import Encoder, Loader, Run, UnsupportedModel, Weights, runs_of
 from stack.engine.modernbert import ModernBertEncoder
 from stack.engine.text_tokens import Ids, TextTokens, Truncation
+from stack.errors import BadRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -242,7 +243,7 @@ def _limit(folder: Path, max_tokens: int, context_length: int | None) -> int:
     """Tokens that the model reads of a text: as it was trained, unless the operator wants another number."""
     if context_length is not None:
         if context_length > max_tokens:
-            raise ValueError(
+            raise BadRequest(
                 f"context_length {context_length} is more than the model's {max_tokens} positions"
             )
         return context_length

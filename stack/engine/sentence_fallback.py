@@ -5,6 +5,7 @@ Nothing here is fast to import: only models that the lean path does not compute 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -36,11 +37,10 @@ class FallbackSentenceEncoder:
         self._prompts = Prompts.read(folder)
         self.dtype = dtype
         self.embeds_images: bool = self._model.supports("image")
-        limit = min(context_length or self._model.max_seq_length or 8192, context_length or 8192)
-        if context_length is not None:
-            self._model.max_seq_length = context_length
+        limit = _limit(self._model, context_length)
+        self._model.max_seq_length = limit
         # A copy: the model's own one is changed by every call.
-        self.tokens = TextTokens(Tokenizer.from_str(_fast_tokenizer(self._model).to_str()), int(limit))
+        self.tokens = TextTokens(Tokenizer.from_str(_fast_tokenizer(self._model).to_str()), limit)
         self.dimension = self.encode([Item(1, "a")]).shape[1]
 
     def prepare(
@@ -49,7 +49,11 @@ class FallbackSentenceEncoder:
         prompt = self._prompts.of(task_type)
         rows = self.tokens.fit(texts, truncation, prompt, first_index)
         return [
-            Item(len(ids), self.tokens.cut_text(text, truncation, prompt), task_type)
+            Item(
+                len(ids),
+                self.tokens.cut_text(text, truncation, prompt) if len(ids) == self.tokens.limit else text,
+                task_type,
+            )
             for ids, text in zip(rows, texts, strict=True)
         ]
 
@@ -74,9 +78,24 @@ class FallbackSentenceEncoder:
         encode = self._model.encode
         if task_type is not None:
             encode = self._model.encode_query if task_type == "query" else self._model.encode_document
-        prompt = self._prompts.of(task_type) if isinstance(items[0].content, str) else ""
-        vectors: Vectors = encode(contents, prompt=prompt, batch_size=len(contents), show_progress_bar=False)
+        vectors: Vectors = encode(
+            contents,
+            prompt=self._prompts.of(task_type) if isinstance(items[0].content, str) else "",
+            batch_size=len(contents),
+            show_progress_bar=False,
+            processing_kwargs={"text": {"max_length": self.tokens.limit}},
+        )
         return vectors
+
+
+def _limit(model: Any, context_length: int | None) -> int:
+    """Tokens that the model reads of a text, as in `sentence._limit`."""
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    text = config.get_text_config() if config is not None else None
+    positions = getattr(text, "max_position_embeddings", None) or sys.maxsize
+    if context_length is not None and context_length > positions:
+        raise BadRequest(f"context_length {context_length} is more than the model's {positions} positions")
+    return int(context_length or min(model.max_seq_length or positions, positions, 8192))
 
 
 def _fast_tokenizer(model: Any) -> Tokenizer:

@@ -87,15 +87,14 @@ class TextTokens:
             raise
 
     def cut_text(self, text: str, truncation: Truncation, prompt: str = "") -> str:
-        """The text without what `fit` drops, for encoders that tokenize by themselves and cut the end."""
-        if truncation == "end":
-            return text if len(text) <= PIECE_CHARS else text[: self.room * MAX_TOKEN_CHARS + PIECE_CHARS]
-        if truncation == "none":
-            return text
+        """The text without what `fit` drops, for encoders that tokenize by themselves."""
         room = self.room - (len(self._ids([prompt])[0]) if prompt else 0)
-        tail = text[-(room * MAX_TOKEN_CHARS + PIECE_CHARS) :]
-        offsets = self.tokenizer.encode(tail, add_special_tokens=False).offsets
-        return tail[offsets[-room][0] :] if len(offsets) > room > 0 else tail
+        chars = room * MAX_TOKEN_CHARS + PIECE_CHARS
+        part = text[-chars:] if truncation == "start" else text[:chars]
+        offsets = self.tokenizer.encode(part, add_special_tokens=False).offsets
+        if len(offsets) <= room or room <= 0:
+            return part
+        return part[offsets[-room][0] :] if truncation == "start" else part[: offsets[room - 1][1]]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
