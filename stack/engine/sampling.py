@@ -25,6 +25,7 @@ from stack.engine.base import Sampling
 from stack.errors import BadRequest
 
 CANDIDATES = 64  # most nuclei are narrower; wider ones are drawn without candidates
+BLOCK = 64
 NO_TOKEN = -1  # in place of a token: the logits are NaN, or the mask allows nothing
 
 
@@ -215,52 +216,54 @@ def _sample_top_k(logits: Tensor, rows: Sequence[Row]) -> list[int]:
 
 
 def _sample_top_p(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-    temperature = _column((row.sampling.temperature for row in rows), logits)
     most = logits.amax(-1, keepdim=True)
-    probs = ((logits - most) / temperature).exp_()
-    probs /= probs.sum(-1, keepdim=True)
-    answer = torch.full((len(rows), 1), NO_TOKEN, device=logits.device)
+    logits.div_(_column((row.sampling.temperature for row in rows), logits))
+    weights = torch.softmax(logits, -1)
+    limits = _column((row.sampling.top_p if row.sampling.top_p < 1 else math.inf for row in rows), logits)
+    tokens = torch.full((len(rows), 1), NO_TOKEN, device=logits.device)
     narrow = [i for i, row in enumerate(rows) if row.sampling.top_p < 1]
     wide = [i for i, row in enumerate(rows) if row.sampling.top_p >= 1]
     if narrow:
-        drawn, covered = _draw_from_candidates(_select(probs, narrow), [rows[i] for i in narrow])
-        answer[narrow] = drawn
+        drawn, covered = _draw_from_candidates(
+            _select(weights, narrow), _select(limits, narrow), [rows[i] for i in narrow]
+        )
+        tokens[narrow] = drawn
         wide += [i for i, inside in zip(narrow, covered, strict=True) if not inside]
     if wide:
         wide.sort()
-        answer[wide] = _draw_by_rejection(_select(probs, wide), [rows[i] for i in wide])
-    return [int(t) for t in _unless_broken(answer, most).tolist()]
+        tokens[wide] = _draw_by_rejection(
+            _select(weights, wide), _select(limits, wide), [rows[i] for i in wide]
+        )
+    return [int(t) for t in _unless_broken(tokens, most).tolist()]
 
 
-def _draw_from_candidates(probs: Tensor, rows: Sequence[Row]) -> tuple[Tensor, list[bool]]:
+def _draw_from_candidates(weights: Tensor, limits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, list[bool]]:
     """Tokens [rows, 1], and for which rows the candidates hold the nucleus; other rows draw nothing."""
-    best = probs.topk(min(CANDIDATES, probs.shape[-1]), -1)
-    top_p = _column((row.sampling.top_p for row in rows), probs)
+    best = weights.topk(min(CANDIDATES, weights.shape[-1]), -1)
     above = _mass_above(best.values)
-    last = above[:, -1:] >= top_p  # then whatever is not more likely than the last candidate is outside, too
-    covered = [True] * len(rows) if best.values.shape[-1] == probs.shape[-1] else last[:, 0].tolist()
-    picks = _invert(best.values.masked_fill(above >= top_p, 0.0), rows, covered)
+    last = above[:, -1:] >= limits  # then whatever is not more likely than the last candidate is outside, too
+    covered = [True] * len(rows) if best.values.shape[-1] == weights.shape[-1] else last[:, 0].tolist()
+    picks = _invert(best.values.masked_fill(above >= limits, 0.0), rows, covered)
     return best.indices.gather(-1, picks), covered
 
 
-def _draw_by_rejection(probs: Tensor, rows: Sequence[Row]) -> Tensor:
+def _draw_by_rejection(weights: Tensor, limits: Tensor, rows: Sequence[Row]) -> Tensor:
     """Tokens [rows, 1]: draw from everything, and again from what is more likely, until within the nucleus.
 
     A token outside the nucleus shows that all not more likely ones are outside as well, so that few rounds
     are needed; what is accepted is distributed as the nucleus, renormalised. Without top_p the first draw
     is accepted.
     """
-    limits = (row.sampling.top_p if row.sampling.top_p < 1 else math.inf for row in rows)
-    picks = _invert(probs, rows)
+    picks = _invert_in_blocks(weights, rows)
     if all(row.sampling.top_p >= 1 for row in rows):
         return picks
-    chances = probs.gather(-1, picks)
-    above = torch.where(probs > chances, probs, 0.0).sum(-1, keepdim=True)
-    outside = [i for i, out in enumerate((above >= _column(limits, probs))[:, 0].tolist()) if out]
+    chances = weights.gather(-1, picks)
+    above = torch.where(weights > chances, weights, 0.0).sum(-1, keepdim=True)
+    outside = [i for i, out in enumerate((above >= limits)[:, 0].tolist()) if out]
     if outside:
-        likelier = _select(probs, outside)
+        likelier = _select(weights, outside)
         likelier = torch.where(likelier > _select(chances, outside), likelier, 0.0)
-        picks[outside] = _draw_by_rejection(likelier, [rows[i] for i in outside])
+        picks[outside] = _draw_by_rejection(likelier, _select(limits, outside), [rows[i] for i in outside])
     return picks
 
 
@@ -273,15 +276,37 @@ def _mass_above(probs: Tensor) -> Tensor:
     return torch.where(new, before, 0.0).cummax(-1).values
 
 
-def _invert(probs: Tensor, rows: Sequence[Row], wanted: Sequence[bool] | None = None) -> Tensor:
+def _invert(weights: Tensor, rows: Sequence[Row], wanted: Sequence[bool] | None = None) -> Tensor:
     """Index [rows, 1] where the cumulated weights pass a uniform random number; weights need no norm."""
     uniform = (row.random.random() if wanted is None or wanted[i] else 0.0 for i, row in enumerate(rows))
-    total = probs.cumsum(-1)
-    picks = torch.searchsorted(total, _column(uniform, probs) * total[:, -1:], right=True)
-    picks = picks.clamp_(max=probs.shape[-1] - 1)
-    # Rounding can put the number on the total itself, beyond the last token with any weight.
-    impossible = probs.gather(-1, picks) <= 0
-    return torch.where(impossible, probs.argmax(-1, keepdim=True), picks)
+    return _find(weights, _column(uniform, weights) * weights.sum(-1, keepdim=True))[0]
+
+
+def _invert_in_blocks(weights: Tensor, rows: Sequence[Row]) -> Tensor:
+    """As `_invert`, for many weights: finds the block first, since sums are much faster than running sums."""
+    count = weights.shape[-1] // BLOCK
+    blocks = torch.unflatten(weights[:, : count * BLOCK], -1, (count, BLOCK))
+    sums = torch.cat([blocks.sum(-1), weights[:, count * BLOCK :]], -1)  # the rest is blocks of one
+    uniform = _column((row.random.random() for row in rows), weights)
+    block, left = _find(sums, uniform * sums.sum(-1, keepdim=True))
+    within = block.clamp(max=max(count - 1, 0))
+    if count:
+        inside, _ = _find(blocks.gather(1, within[:, :, None].expand(-1, -1, BLOCK))[:, 0], left)
+    else:
+        inside = block
+    return torch.where(block < count, within * BLOCK + inside, block - count + count * BLOCK)
+
+
+def _find(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Index [rows, 1] where the running sum passes the target, and what of the target lies in that weight."""
+    sums = weights.cumsum(-1)
+    found = torch.searchsorted(sums, target, right=True).clamp_(max=weights.shape[-1] - 1)
+    # Rounding can put the target on the total itself, beyond the last entry with any weight.
+    chosen = weights.gather(-1, found)
+    if bool((chosen <= 0).any()):
+        found = torch.where(chosen <= 0, weights.argmax(-1, keepdim=True), found)
+        chosen = weights.gather(-1, found)
+    return found, (target - sums.gather(-1, found) + chosen).clamp_(min=0)
 
 
 def _unless_broken(tokens: Tensor, largest: Tensor) -> Tensor:
