@@ -204,9 +204,22 @@ def test_widths_that_are_not_whole_vectors_are_left_to_pytorch(kernels: ctypes.C
     assert not NativeLlama.fits(model(head_dim=20)[0])
 
 
+def test_logits_that_are_held_stay_as_they_are(kernels: ctypes.CDLL) -> None:
+    pair = Pair()
+    held = pair.native.forward([Segment(0, 0, pair.tokens(9)), Segment(1, 0, pair.tokens(9))])[1]
+    before = held.clone()
+    second = pair.native.forward([Segment(2, 0, pair.tokens(9)), Segment(3, 0, pair.tokens(9))])
+    assert torch.equal(held, before)
+    address = second.data_ptr()
+    del second
+    assert (
+        pair.native.forward([Segment(2, 9, pair.tokens(1))]).data_ptr() == address
+    )  # else the memory is reused
+
+
 def test_cache_takes_memory_only_where_it_is_written() -> None:
     before = resident()
-    cache = native.zeros(1 << 29, huge_pages=False)  # 1 GiB
+    cache = native.zeros(1 << 29, huge=False)  # 1 GiB
     cache[:: 1 << 27] = 1
     assert resident() - before < 16 << 20
 

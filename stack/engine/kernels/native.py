@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+import sys
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_long, c_void_p
 from typing import TYPE_CHECKING
@@ -88,17 +89,22 @@ def _kernels() -> ctypes.CDLL | None:
     return kernels
 
 
-def zeros(count: int, huge_pages: bool) -> Tensor:
-    """bfloat16 zeros that take memory only where they are written.
+def pages(size: int, huge: bool) -> mmap.mmap:
+    """Zeros that take memory only where they are written.
 
     Huge pages spare address look-ups where all is read (weights); in a cache they would make every
     slot resident at its first token.
     """
-    memory = mmap.mmap(-1, count * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    advice = getattr(mmap, "MADV_HUGEPAGE" if huge_pages else "MADV_NOHUGEPAGE", None)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    advice = getattr(mmap, "MADV_HUGEPAGE" if huge else "MADV_NOHUGEPAGE", None)
     if advice is not None:
         memory.madvise(advice)
-    return torch.frombuffer(memory, dtype=torch.bfloat16)
+    return memory
+
+
+def zeros(count: int, huge: bool) -> Tensor:
+    """bfloat16 [count] in `pages`."""
+    return torch.frombuffer(pages(2 * count, huge), dtype=torch.bfloat16)
 
 
 class NativeLlama:
@@ -126,11 +132,12 @@ class NativeLlama:
         self._vocab_size = shape.vocab_size
         self._head_dim = shape.head_dim
         self._alive: list[Tensor] = []  # everything that C points to
-        self._packed = zeros(self._weight_count(shape), huge_pages=True)
+        self._packed = zeros(self._weight_count(shape), huge=True)
         self._used = 0
+        self._output = pages(mmap.PAGESIZE, huge=True)
         positions = -(-context_length // self._lanes) * self._lanes
         self._cache = zeros(
-            2 * shape.layers * slots * shape.kv_heads * positions * shape.head_dim, huge_pages=False
+            2 * shape.layers * slots * shape.kv_heads * positions * shape.head_dim, huge=False
         ).view(2, shape.layers, slots, shape.kv_heads, positions * shape.head_dim)
         self._layers = (_Layer * shape.layers)(*(self._layer(shape, weights, i) for i in range(shape.layers)))
         embedding = self._pack(weights["model.embed_tokens.weight"])
@@ -168,7 +175,7 @@ class NativeLlama:
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """float32 [segments that want logits, vocab_size]."""
-        logits = torch.empty(sum(s.wants_logits for s in segments), self._vocab_size)
+        logits = self._logits(sum(segment.wants_logits for segment in segments))
         part: list[tuple[int, int, Sequence[int]]] = []  # slot, start, tokens
         wanted: list[int] = []
         rows = done = 0
@@ -186,6 +193,18 @@ class NativeLlama:
                 wanted.append(rows - 1)
         self._pass(part, wanted, logits[done:])
         return logits
+
+    def _logits(self, rows: int) -> Tensor:
+        """Uninitialised float32 [rows, vocab_size], in the memory of the last one if nobody refers to it.
+
+        Fresh memory costs a page fault for every 4 KiB: a tenth of a step with many rows.
+        """
+        count = rows * self._vocab_size
+        if not count:
+            return torch.empty(rows, self._vocab_size)
+        if len(self._output) < 4 * count or sys.getrefcount(self._output) > 2:
+            self._output = pages(4 * count, huge=True)
+        return torch.frombuffer(self._output, dtype=torch.float32, count=count).view(rows, -1)
 
     def _pass(self, part: list[tuple[int, int, Sequence[int]]], wanted: list[int], logits: Tensor) -> int:
         tokens = [token for _, _, some in part for token in some]
