@@ -8,13 +8,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from stack.api import errors, inference, inspect, models, openapi, providers
+from stack.api import docs, errors, inference, inspect, models, openapi, providers
 from stack.context import Stack, open_stack
 from stack.logs import configure_logging
 from stack.middleware import BodyLimit, Disconnects, Tracing
 from stack.settings import get_settings
 
-ROUTERS = (inference.router, inspect.router, models.router, providers.router)
+ROUTERS = (docs.router, inference.router, inspect.router, models.router, providers.router)
 
 
 def create_app(open_stack: Callable[[], AbstractAsyncContextManager[Stack]] = open_stack) -> FastAPI:
@@ -33,6 +33,7 @@ def create_app(open_stack: Callable[[], AbstractAsyncContextManager[Stack]] = op
         description="The whole Llama Stack API.",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
         middleware=[
             Middleware(Tracing),

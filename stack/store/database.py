@@ -108,16 +108,23 @@ def _checked_url(value: str) -> URL:
 
 
 def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
-    # isolation_level None: the driver starts no transactions of its own.
+    # isolation_level None: the driver starts no transactions of its own. hide_parameters: errors are logged,
+    # and what callers wrote must not be.
     arguments: dict[str, Any] = {"isolation_level": None, "timeout": BUSY_TIMEOUT_S}
     # One writing connection a process: SQLite lets only one write, and waiting here costs no polling.
     writer = create_async_engine(
-        url, connect_args=arguments, pool_size=1, max_overflow=0, pool_timeout=BUSY_TIMEOUT_S
+        url,
+        connect_args=arguments,
+        hide_parameters=True,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=BUSY_TIMEOUT_S,
     )
     # Readers hold no transactions, so returning one to the pool needs no rollback (a thread switch each).
     reader = create_async_engine(
         url,
         connect_args=arguments,
+        hide_parameters=True,
         pool_size=4,
         max_overflow=4,
         pool_timeout=BUSY_TIMEOUT_S,
@@ -142,7 +149,7 @@ def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
 
 
 def _postgres_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
-    engine = create_async_engine(url, pool_size=5, max_overflow=10, pool_pre_ping=True)
+    engine = create_async_engine(url, hide_parameters=True, pool_size=5, max_overflow=10, pool_pre_ping=True)
     return engine, engine.execution_options(isolation_level="AUTOCOMMIT")
 
 

@@ -8,13 +8,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
-from sqlalchemy import Row, Select, and_, delete, or_, select
+from sqlalchemy import Row, bindparam, delete, or_, select
 
 from stack.errors import NotFound
 from stack.schemas.models import Model
 from stack.store.database import Database
 from stack.store.registry import checked_id
 from stack.store.tables import model_status, resources
+
+_FIND_ALL = (
+    select(resources.c.body, model_status)
+    .select_from(resources.outerjoin(model_status, resources.c.identifier == model_status.c.identifier))
+    .where(resources.c.type == "model")
+)
+# Built once: building a statement costs as much as running it.
+_FIND = _FIND_ALL.where(resources.c.identifier == bindparam("identifier"))
 
 State = Literal["pending", "loading", "ready", "failed", "deleting"]
 
@@ -76,9 +84,9 @@ class ModelStatuses:
 
     async def find(self, identifier: str) -> tuple[Model, ModelStatus | None]:
         """A registered model with its status, in one query: every inference request asks. Raises NotFound."""
-        query = _joined().where(resources.c.identifier == checked_id("model", identifier))
+        key = {"identifier": checked_id("model", identifier)}
         async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
+            row = (await connection.execute(_FIND, key)).one_or_none()
         if row is None:
             raise NotFound("model", identifier)
         return self._pair(row)
@@ -86,7 +94,7 @@ class ModelStatuses:
     async def find_all(self) -> list[tuple[Model, ModelStatus | None]]:
         """All registered models with their status, in the order of their identifiers."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(_joined())).all()
+            rows = (await connection.execute(_FIND_ALL)).all()
         return sorted(map(self._pair, rows), key=lambda pair: pair[0].identifier)
 
     def _pair(self, row: Row[Any]) -> tuple[Model, ModelStatus | None]:
@@ -100,11 +108,6 @@ class ModelStatuses:
         async with self._database.read() as connection:
             rows = (await connection.execute(select(model_status).order_by(model_status.c.identifier))).all()
         return [_status(row) for row in rows]
-
-
-def _joined() -> Select[Any]:
-    join = resources.outerjoin(model_status, and_(resources.c.identifier == model_status.c.identifier))
-    return select(resources.c.body, model_status).select_from(join).where(resources.c.type == "model")
 
 
 def _status(row: Row[Any]) -> ModelStatus:

@@ -44,7 +44,7 @@ class FakeInference:
         self.script: list[Any] = []
         self.requests: list[Any] = []
         self.closed = 0
-        self.waiting = asyncio.Event()
+        self.waiting, self.freed = asyncio.Event(), asyncio.Event()
 
     async def _play(self, request: Any) -> AsyncIterator[Any]:
         self.requests.append(request)
@@ -59,6 +59,7 @@ class FakeInference:
                     yield step
         finally:
             self.closed += 1
+            self.freed.set()
 
     def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
         return self._play(request)
