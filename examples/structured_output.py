@@ -13,13 +13,14 @@ from pydantic import BaseModel
 class City(BaseModel):
     name: str
     country: str
-    inhabitants: int
+    language: str
+    capital: bool
 
 
 client = LlamaStackClient(base_url=os.environ.get("STACK_URL", "http://127.0.0.1:8321"))
 answer = client.inference.chat_completion(
     model_id="smollm2-135m",
-    messages=[{"role": "user", "content": "Describe the city of Paris."}],
+    messages=[{"role": "user", "content": "Describe the city of Lima."}],
     response_format={"type": "json_schema", "json_schema": City.model_json_schema()},
     sampling_params={"strategy": {"type": "greedy"}, "max_tokens": 200},
 )

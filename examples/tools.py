@@ -36,7 +36,7 @@ print("result:", result)
 
 messages += [
     asked.completion_message.to_dict(),
-    {"role": "tool", "call_id": call.call_id, "tool_name": call.tool_name, "content": result},
+    {"role": "tool", "call_id": call.call_id, "content": result},
 ]
 answer = client.inference.chat_completion(
     model_id="smollm2-135m", messages=messages, sampling_params=sampling

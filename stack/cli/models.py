@@ -37,7 +37,9 @@ def list_models(url: Url = DEFAULT_URL) -> None:
         style, status = _status(model["metadata"])
         table.add_row(*(escape(model[name]) for name in names), f"[{style}]{escape(status)}[/]")
     console = Console()
-    console.print(table, soft_wrap=not console.is_terminal)
+    if not console.is_terminal:
+        console.width = 1000  # no folding in a pipe
+    console.print(table)
 
 
 def _status(metadata: dict[str, Any]) -> tuple[str, str]:

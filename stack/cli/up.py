@@ -18,6 +18,7 @@ from stack.cli.problems import CliError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
     from stack.cli.cluster import Cluster
 
@@ -176,12 +177,15 @@ def _wait_until_ready(
             shown = line
             if cluster.wait_until_dead(0.1) is not None:
                 raise CliError(f"Ray ended while the stack started; logs: {cluster.logs}")
-        status.update("waiting for the first answers …")
-        _first_answers(url, declared_models(contents), deadline, cluster)
+        _first_answers(url, declared_models(contents), deadline, cluster, status)
 
 
-def _first_answers(url: str, models: list[dict[str, Any]], deadline: float, cluster: Cluster) -> None:
+def _first_answers(
+    url: str, models: list[dict[str, Any]], deadline: float, cluster: Cluster, status: Status
+) -> None:
     """Ask each model once: HTTP, the handle and the engine then have worked, and are warm."""
+    from rich.markup import escape
+
     from stack.cli.client import Client
 
     with Client(url, timeout_s=60.0) as client:
@@ -194,9 +198,11 @@ def _first_answers(url: str, models: list[dict[str, Any]], deadline: float, clus
                     del pending[0]
                 return
             except CliError as error:  # routes and registry rows appear a moment after the replicas
+                status.update(f"waiting for the first answers: {escape(str(error))} …")
                 if time.monotonic() > deadline:
                     raise CliError(f"no answer in time: {error}; logs: {cluster.logs}") from None
-                time.sleep(0.1)
+                if cluster.wait_until_dead(0.1) is not None:
+                    raise CliError(f"Ray ended while the stack started; logs: {cluster.logs}") from None
 
 
 def _smallest_request(args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
