@@ -270,6 +270,7 @@ class Batcher:
         if request.slot is None or request.cancelled:
             return
         if token == NO_TOKEN:
+            request.slot.forget()  # whatever made it so may be in the cache
             self._end(request, _no_token(request))
             return
         try:

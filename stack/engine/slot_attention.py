@@ -49,6 +49,12 @@ class SlotCache:
         size = math.prod(shape) * like.element_size()
         return torch.from_numpy(np.zeros(size, np.uint8)).view(like.dtype).view(shape)
 
+    def clear(self, slot: int) -> None:
+        """Masked positions count for nothing, unless they are NaN."""
+        for layer in self._layers.values():
+            for tensor in layer:
+                tensor[slot].zero_()
+
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
         for layer in self._layers.values():
             for tensor in layer:

@@ -72,6 +72,11 @@ class SlotRunner:
                 logits_to_keep=wanted,
             )
         logits: Tensor = out.logits[0].float()
+        broken = ~torch.isfinite(logits.amax(-1))
+        if bool(broken.any()):
+            asking = [segment for segment in segments if segment.wants_logits]
+            for segment in (asking[int(i)] for i in broken.nonzero()):
+                self._cache.clear(segment.slot)
         return logits
 
     @torch.inference_mode()

@@ -15,6 +15,7 @@ from stack.engine import slot_attention
 from stack.engine.base import Generation, Segment
 from stack.engine.batcher import Batcher
 from stack.engine.slots import SlotRunner, Unservable, refuses
+from stack.errors import StackError
 from tests.engine.tiny import ATTENTION_ONLY, BASE, EXPERTS, VOCABULARY, generate, prompts, tiny_model
 from tests.engine.toy import toy_tokenizer
 
@@ -133,6 +134,28 @@ def test_what_a_config_shows(
 ) -> None:
     refusal = refuses(AutoConfig.for_model(model_type, **settings), context)
     assert (why in refusal) if refusal and why else (refusal is why)
+
+
+async def test_numbers_that_overflow_harm_no_later_request() -> None:
+    """One token makes everything after it NaN; the slot that it was in must serve others as before."""
+    model = tiny_model("qwen2", BASE)
+    expected = generate(model, [1, 2, 3], 12)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[50] = torch.nan
+    batcher = Batcher(SlotRunner(model, 2, 64), toy_tokenizer(), end_tokens=())
+    try:
+        for _ in range(2):
+            outcomes = await asyncio.gather(
+                answer(batcher, [1, 2, 3], 12),
+                answer(batcher, [*range(1, 40), 50], 5),
+                answer(batcher, [1, 2, 3], 12),
+                return_exceptions=True,
+            )
+            assert outcomes[0] == outcomes[2] == expected
+            assert isinstance(outcomes[1], StackError)
+            assert "not a number" in str(outcomes[1])
+    finally:
+        batcher.close()
 
 
 def test_experts_differ_by_sequence_not_by_batch() -> None:
