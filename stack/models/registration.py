@@ -44,7 +44,11 @@ async def check(request: RegisterModelRequest, settings: Settings) -> Model:
         facts = await _check_endpoint(request, source, settings)
     else:
         facts = await sources.check(source, settings)
-    model_type = request.model_type or facts.kind or "llm"
+    model_type = request.model_type or facts.kind or ("llm" if provider == "openai" else None)
+    if model_type is None:
+        raise BadRequest(
+            f"what {source} holds is known only once it is downloaded; say model_type 'llm' or 'embedding'"
+        )
     provider = provider or ("sentence-transformers" if model_type == "embedding" else "transformers")
     _check_type(source, provider, model_type, facts)
     return Model(

@@ -12,6 +12,7 @@ from stack.models.args import ModelArgs
 from stack.schemas.models import Model, RegisterModelRequest
 from stack.settings import Settings
 from tests.engine.openai_server import Endpoint
+from tests.models.tiny import make_wheel
 
 
 async def check(settings: Settings, **request: Any) -> Model:
@@ -42,6 +43,19 @@ async def test_the_model_id_may_be_the_source(settings: Settings, tiny_llama: Pa
     assert model.identifier == model.provider_resource_id == str(tiny_llama)
     with pytest.raises(BadRequest, match="'smollm' is not a model source; write"):
         await check(settings, model_id="smollm")
+
+
+async def test_the_type_of_what_is_not_downloaded_must_be_said(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    make_wheel(tmp_path, "tinymodel", "1.0", {"tiny/config.json": b"{}"})
+    source = "pypi://tinymodel==1.0/tiny"
+    with pytest.raises(BadRequest, match="say model_type"):
+        await check(settings, model_id="m", provider_model_id=source)
+    model = await check(settings, model_id="m", provider_model_id=source, model_type="embedding")
+    assert (model.provider_id, model.metadata) == ("sentence-transformers", {})
 
 
 async def test_an_embedding_model(settings: Settings, minilm_dir: Path) -> None:
