@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         None,
-        description="SQLAlchemy URL, e.g. postgresql+asyncpg://user@host/stack. Default: SQLite in STACK_HOME.",
+        description="SQLAlchemy URL, e.g. postgresql+asyncpg://host/stack. Default: SQLite in STACK_HOME.",
     )
     storage_url: str | None = Field(
         None,
