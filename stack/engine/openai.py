@@ -17,6 +17,7 @@ import httpx
 
 from stack.egress import EgressTransport, bounded_body
 from stack.engine import openai_wire as wire
+from stack.engine.generation import top_logprobs_of
 from stack.errors import BadRequest, Overloaded, StackError, Timeout, UpstreamError
 from stack.models.args import ModelArgs
 from stack.models.endpoint import Endpoint
@@ -87,8 +88,8 @@ class OpenAIModel:
             **wire.sampling(params),
             **wire.response_format(request.response_format, self._args.model_id),
         }
-        if request.logprobs is not None:
-            body["logprobs"] = request.logprobs.top_k
+        if (top_k := top_logprobs_of(request.logprobs)) is not None:
+            body["logprobs"] = top_k
         answer = _Answer(checks_json=request.response_format is not None)
         with self._expecting_the_protocol():
             async with aclosing(self._choices("completions", body, bool(request.stream), answer)) as choices:

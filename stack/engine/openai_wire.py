@@ -14,6 +14,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from stack.egress import read_image
+from stack.engine.generation import max_tokens_of, sampling_of, stop_of, top_logprobs_of
 from stack.engine.tool_schema import describe
 from stack.errors import BadRequest
 from stack.schemas.content import (
@@ -35,13 +36,7 @@ from stack.schemas.messages import (
     ToolResponseMessage,
     UserMessage,
 )
-from stack.schemas.sampling import (
-    GrammarResponseFormat,
-    ResponseFormat,
-    SamplingParams,
-    TopKSamplingStrategy,
-    TopPSamplingStrategy,
-)
+from stack.schemas.sampling import GrammarResponseFormat, ResponseFormat, SamplingParams
 
 Body = dict[str, Any]
 
@@ -50,22 +45,18 @@ _IMAGE_TYPES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"RI
 
 def sampling(params: SamplingParams | None, max_tokens_key: str = "max_tokens") -> Body:
     """Sampling fields. top_k and the penalty are not OpenAI's own; a server without them says so."""
-    if params is None:
-        return {"temperature": 0.0}
-    body: Body = {}
-    match params.strategy:
-        case TopPSamplingStrategy(temperature=temperature, top_p=top_p):
-            body |= {"temperature": 1.0 if temperature is None else temperature, "top_p": top_p}
-        case TopKSamplingStrategy(top_k=top_k):
-            body |= {"temperature": 1.0} | ({"top_k": top_k} if top_k else {})
-        case _:
-            body["temperature"] = 0.0
-    if params.max_tokens:
-        body[max_tokens_key] = params.max_tokens
-    if params.stop:
-        body["stop"] = params.stop
-    if params.repetition_penalty != 1.0:  # vLLM's and llama.cpp's names
-        body |= dict.fromkeys(("repetition_penalty", "repeat_penalty"), params.repetition_penalty)
+    drawn, max_tokens, stop = sampling_of(params), max_tokens_of(params), stop_of(params)
+    body: Body = {"temperature": drawn.temperature}
+    if drawn.top_p < 1:
+        body["top_p"] = drawn.top_p
+    if drawn.top_k:
+        body["top_k"] = drawn.top_k
+    if max_tokens:
+        body[max_tokens_key] = max_tokens
+    if stop:
+        body["stop"] = list(stop)
+    if drawn.repetition_penalty != 1:  # vLLM's and llama.cpp's names
+        body |= dict.fromkeys(("repetition_penalty", "repeat_penalty"), drawn.repetition_penalty)
     return body
 
 
@@ -106,7 +97,8 @@ def _tool(definition: ToolDefinition) -> Body:
 
 
 def logprobs(config: LogProbConfig | None) -> Body:
-    return {"logprobs": True, "top_logprobs": config.top_k} if config else {}
+    top_k = top_logprobs_of(config)
+    return {} if top_k is None else {"logprobs": True, "top_logprobs": top_k}
 
 
 async def messages(conversation: Iterable[Message], definitions: Sequence[Body] = ()) -> list[Body]:
@@ -118,17 +110,19 @@ async def messages(conversation: Iterable[Message], definitions: Sequence[Body] 
             case SystemMessage(content=content):
                 system.append(text_of(content, "a system message"))
             case UserMessage(content=content, context=context):
-                parts = await _parts(content) + (await _parts(context) if context is not None else [])
+                parts = await _parts(content)
+                if context is not None:
+                    parts += [{"type": "text", "text": "\n\n"}, *await _parts(context)]
                 rest.append({"role": "user", "content": _joined(parts)})
             case ToolResponseMessage(call_id=call_id, content=content):
                 text = text_of(content, "a tool message")
                 rest.append({"role": "tool", "tool_call_id": call_id, "content": text})
             case CompletionMessage():
                 rest.append(_assistant(message))
-    if not system:
+    if not any(system):
         return rest
     listed = json.dumps([tool["function"] for tool in definitions], ensure_ascii=False)
-    text = "\n".join(system).replace("{{function_definitions}}", listed)
+    text = "\n\n".join(filter(None, system)).replace("{{function_definitions}}", listed)
     return [{"role": "system", "content": text}, *rest]
 
 
@@ -159,7 +153,7 @@ def text_of(content: InterleavedContent, where: str) -> str:
     items = content if isinstance(content, list) else [content]
     if any(isinstance(item, ImageContentItem) for item in items):
         raise BadRequest(f"{where} with an image cannot be sent to an OpenAI-compatible endpoint; use text")
-    return "\n".join(item.text for item in items if isinstance(item, TextContentItem))
+    return "".join(item.text for item in items if isinstance(item, TextContentItem))
 
 
 async def _parts(content: InterleavedContent) -> list[Body]:
@@ -177,7 +171,7 @@ async def _parts(content: InterleavedContent) -> list[Body]:
 def _joined(parts: list[Body]) -> str | list[Body]:
     """Text alone as a string, which every server takes."""
     if all(part["type"] == "text" for part in parts):
-        return "\n".join(part["text"] for part in parts)
+        return "".join(part["text"] for part in parts)
     return parts
 
 
@@ -245,7 +239,7 @@ def _call(call_id: str, name: str, text: str) -> ToolCallDelta:
 
 
 def chat_logprobs(found: Mapping[str, Any] | None) -> list[TokenLogProbs] | None:
-    """The chosen token's and the likeliest ones', for each position."""
+    """The chosen token's and then the likeliest ones', for each position."""
     positions = (found or {}).get("content")
     if not positions:
         return None
@@ -253,7 +247,7 @@ def chat_logprobs(found: Mapping[str, Any] | None) -> list[TokenLogProbs] | None
         TokenLogProbs(
             logprobs_by_token={
                 entry["token"]: entry["logprob"]
-                for entry in (*(position.get("top_logprobs") or ()), position)
+                for entry in (position, *(position.get("top_logprobs") or ()))
                 if entry["logprob"] is not None
             }
         )
@@ -270,7 +264,7 @@ def completion_logprobs(found: Mapping[str, Any] | None) -> list[TokenLogProbs] 
     tops = found.get("top_logprobs") or [{}] * len(found["tokens"])
     chosen = zip(found["tokens"], found.get("token_logprobs") or (), tops, strict=False)
     return [
-        TokenLogProbs(logprobs_by_token={**(top or {}), token: value})
+        TokenLogProbs(logprobs_by_token={token: value, **(top or {})})
         for token, value, top in chosen
         if value is not None
     ]
@@ -286,7 +280,7 @@ def metrics(usage: Mapping[str, Any] | None) -> list[MetricInResponse] | None:
         "completion_tokens": completion,
         "total_tokens": usage.get("total_tokens") or prompt + completion,
     }
-    return [MetricInResponse(metric=name, value=value) for name, value in counts.items()]
+    return [MetricInResponse(metric=name, value=value, unit="tokens") for name, value in counts.items()]
 
 
 def stop_reason(finish: str | None, called_tools: bool = False) -> StopReason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -80,7 +81,20 @@ class Bucket:
             raise BadRequest(f"there is nothing at {self.url}") from error
         except PermissionError as error:
             raise BadRequest(f"the server's credentials may not read {self.url}") from error
-        except OSError as error:
+        except _driver_errors() as error:
             raise UpstreamError(
                 f"the object store did not give {self.url}: {type(error).__name__}"
             ) from error
+
+
+def _driver_errors() -> tuple[type[Exception], ...]:
+    """What the drivers raise, besides OSError; one that is not loaded raises nothing."""
+    names = (
+        ("botocore.exceptions", "BotoCoreError"),
+        ("botocore.exceptions", "ClientError"),
+        ("aiohttp", "ClientError"),
+        ("gcsfs.retry", "HttpError"),
+        ("google.auth.exceptions", "GoogleAuthError"),
+    )
+    loaded = (getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
+    return (OSError, *loaded)

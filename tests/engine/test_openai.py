@@ -144,8 +144,8 @@ async def test_messages_of_all_kinds(model: OpenAIModel, endpoint: Endpoint) -> 
     )
     function = {"name": "add", "arguments": '{"a": 1}'}
     assert endpoint.bodies[0]["messages"] == [
-        {"role": "system", "content": "One.\nTwo."},
-        {"role": "user", "content": "a\nb"},
+        {"role": "system", "content": "One.\n\nTwo."},
+        {"role": "user", "content": "a\n\nb"},
         {
             "role": "assistant",
             "content": "",
