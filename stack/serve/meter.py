@@ -1,4 +1,4 @@
-"""Engine metrics on Ray's: Prometheus reads them from Ray's agent."""
+"""Engine metrics on Ray's: Prometheus reads them, as `ray_stack_…`, from Ray's metrics port."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Any
 
 from ray.serve import metrics
 
+from stack.engine.metrics import METRICS
+
+_BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
+
 
 class ServeMeter:
-    """A `Meter` on Ray's metrics: Prometheus reads them from Ray's agent."""
+    """A `Meter` of one model's replica. Ray adds the application, deployment and replica as labels."""
 
     def __init__(self, model_id: str) -> None:
         self._model_id = model_id
@@ -22,14 +26,12 @@ class ServeMeter:
         self._get(name, metrics.Gauge).set(value)
 
     def observe(self, name: str, value: float) -> None:
-        self._get(name, metrics.Histogram, boundaries=_BOUNDARIES).observe(value)
+        self._get(name, metrics.Histogram, boundaries=_BOUNDARIES_S).observe(value)
 
     def _get(self, name: str, kind: Any, **options: Any) -> Any:
         if name not in self._metrics:
-            metric = kind(name, description=name, tag_keys=("model_id",), **options)
+            _, description = METRICS.get(name, ("", name))
+            metric = kind(f"stack_{name}", description=description, tag_keys=("model_id",), **options)
             metric.set_default_tags({"model_id": self._model_id})
             self._metrics[name] = metric
         return self._metrics[name]
-
-
-_BOUNDARIES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
