@@ -61,6 +61,10 @@ static void rope_and_store(const Attention *a, const float *qkv, const float *q_
                            int position, bf16 *q, bf16 *keys, bf16 *values) {
     const int d = a->head_dim;
     bf16 key[d];
+    for (int h = 0; h < a->kv_heads; h++) { /* a key goes to as many cache lines as it has pairs */
+        const bf16 *to = keys_of(a, keys, slot, h).data + position / LANES * (long)d * LANES;
+        for (int i = 0; i < d; i += 2) __builtin_prefetch(to + i * LANES, 1, 3);
+    }
     for (int h = 0; h < a->heads; h++) rotate(a, qkv + h * d, q_norm, position, q + h * d);
     for (int h = 0; h < a->kv_heads; h++) {
         rotate(a, qkv + (a->heads + h) * d, k_norm, position, key);
@@ -94,16 +98,25 @@ INLINE size_t attention_space(const Attention *a, int rows) {
     return (size_t)rows * ((size_t)a->positions * 3 / 2 + (size_t)a->head_dim);
 }
 
-/* Query rows q, q + stride, … that share a key-value head; row r sees positions [0, first + r * later]. */
+/* Query rows q, q + stride, … that share a key-value head; row r sees positions [0, first + r * later].
+ * What comes next in memory is fetched early, as the parts are too short for the CPU to see that they are read in
+ * order: `next` are the keys that attend() will be called with after these. */
 static void attend(const Attention *a, const bf16 *q, long stride, int rows, Blocked keys, Blocked values, int first,
-                   int later, float *space, bf16 *out) {
-    const int d = a->head_dim, padded = (first + (rows - 1) * later) / LANES * LANES + LANES;
+                   int later, const bf16 *next, float *space, bf16 *out) {
+    const int d = a->head_dim, blocks = (first + (rows - 1) * later) / LANES + 1, padded = blocks * LANES;
     float *scores = space, *y = space + (size_t)rows * padded;
     bf16 *p = (bf16 *)(y + rows * d);
     float inverse[rows];
-    product(q, stride, rows, keys, d / 2, padded / LANES, scores, padded);
+    for (int b = 0; b < blocks; b += TILE_BLOCKS) {
+        const int nb = blocks - b < TILE_BLOCKS ? blocks - b : TILE_BLOCKS, after = blocks - b - nb;
+        const Blocked panel = {keys.data + b * keys.block, keys.block, keys.step};
+        fetch(panel.data + nb * keys.block, (after < nb ? after : nb) * keys.block);
+        fetch(values.data + (long)b * LANES * d, (long)nb * LANES * d);
+        product(q, stride, rows, panel, d / 2, nb, scores + b * LANES, padded);
+    }
     for (int r = 0; r < rows; r++)
         inverse[r] = softmax(scores + (long)r * padded, first + r * later + 1, padded, a->scale, p + (long)r * padded);
+    fetch(next, TILE_BLOCKS * keys.block);
     product(p, padded, rows, values, padded / 2, d / LANES, y, d);
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < d; i += LANES) store_bf16(out + r * stride + i, load(y + r * d + i) * inverse[r]);

@@ -67,6 +67,11 @@ static Tile *const TILE_TABLE[][TILE_BLOCKS] = {NAMES(1), NAMES(2), NAMES(3), NA
 /* The next of `left` things in parts of at most `most`, as even as can be: 8 by 6 is 4 + 4, not 6 + 2. */
 INLINE int part(int left, int most) { int parts = (left + most - 1) / most; return (left + parts - 1) / parts; }
 
+/* Fetches `count` elements into the L2 cache. */
+INLINE void fetch(const bf16 *p, long count) {
+    for (long i = 0; i < count; i += 32) __builtin_prefetch(p + i, 0, 2);
+}
+
 /* out [rows, blocks * LANES] = x [rows, 2 * pairs] . w, by one thread. */
 static void product(const bf16 *x, long x_stride, int rows, Blocked w, int pairs, int blocks, float *out,
                     long out_stride) {

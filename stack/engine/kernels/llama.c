@@ -56,19 +56,29 @@ static void embed(const Model *m, int token, float *x) {
     }
 }
 
-static void attention_task(const Runner *s, const Layer *layer, int index, float *space) {
+/* Deals the call's tasks, times key-value heads, out to the threads one by one: they differ in length. */
+static void attention_share(const Call *call, Pool *pool, int thread, const Layer *layer) {
+    const Runner *s = call->runner;
     const Attention *a = &s->model.attention;
-    const struct Task *task = &s->tasks[index / a->kv_heads];
-    const int head = index % a->kv_heads, group = a->heads / a->kv_heads, width = a->heads * a->head_dim;
-    const Blocked keys = keys_of(a, layer->keys, task->slot, head), values = values_of(a, layer->values, task->slot, head);
-    const long at = (long)task->row * width + head * group * a->head_dim;
-    if (task->count == 1) { /* the heads of a group are the rows: keys and values are read once */
-        attend(a, s->q + at, a->head_dim, group, keys, values, task->position, 0, space, s->attended + at);
-        return;
+    const int total = call->task_count * a->kv_heads, group = a->heads / a->kv_heads, width = a->heads * a->head_dim;
+    float *space = s->space + thread * s->space_size;
+    for (int after, index = atomic_fetch_add(&pool->next, 1); index < total; index = after) {
+        after = atomic_fetch_add(&pool->next, 1);
+        const struct Task *task = &s->tasks[index / a->kv_heads];
+        const int head = index % a->kv_heads, next = after < total ? after : index;
+        const Blocked keys = keys_of(a, layer->keys, task->slot, head);
+        const Blocked values = values_of(a, layer->values, task->slot, head);
+        const bf16 *next_keys = keys_of(a, layer->keys, s->tasks[next / a->kv_heads].slot, next % a->kv_heads).data;
+        const long at = (long)task->row * width + head * group * a->head_dim;
+        if (task->count == 1) { /* the heads of a group are the rows: keys and values are read once */
+            attend(a, s->q + at, a->head_dim, group, keys, values, task->position, 0, next_keys, space,
+                   s->attended + at);
+            continue;
+        }
+        for (int g = 0; g < group; g++)
+            attend(a, s->q + at + g * a->head_dim, width, task->count, keys, values, task->position, 1, next_keys,
+                   space, s->attended + at + g * a->head_dim);
     }
-    for (int g = 0; g < group; g++)
-        attend(a, s->q + at + g * a->head_dim, width, task->count, keys, values, task->position, 1, space,
-               s->attended + at + g * a->head_dim);
 }
 
 static void forward(void *argument, Pool *pool, int thread) {
@@ -91,8 +101,7 @@ static void forward(void *argument, Pool *pool, int thread) {
             rope_and_store(a, s->qkv + (long)r * qkv_width, layer->q_norm, layer->k_norm, s->slot[r], s->position[r],
                            s->q + (long)r * width, layer->keys, layer->values);
         barrier(pool);
-        for (int t; (t = atomic_fetch_add(&pool->next, 1)) < call->task_count * a->kv_heads;)
-            attention_task(s, layer, t, s->space + thread * s->space_size);
+        attention_share(call, pool, thread, layer);
         barrier(pool);
         linear_share(pool, thread, &layer->output, s->attended, rows, ADD, s->x, m->hidden);
         barrier(pool);
