@@ -31,8 +31,6 @@ def sampling_of(params: SamplingParams | None) -> Sampling:
             raise BadRequest(f"top_p is {strategy.top_p}; it must be above 0 and at most 1")
         return Sampling(temperature=temperature, top_p=strategy.top_p, repetition_penalty=penalty)
     if isinstance(strategy, TopKSamplingStrategy):
-        if strategy.top_k < 1:
-            raise BadRequest(f"top_k is {strategy.top_k}; it must be 1 or more")
         return Sampling(temperature=1.0, top_k=strategy.top_k, repetition_penalty=penalty)
     return Sampling(repetition_penalty=penalty)
 

@@ -21,10 +21,10 @@ class TopPSamplingStrategy(Schema):
 
 
 class TopKSamplingStrategy(Schema):
-    """Draw from the `top_k` most likely tokens; 0 does not restrict."""
+    """Draw from the `top_k` most likely tokens."""
 
     type: Literal["top_k"] = "top_k"
-    top_k: int = Field(ge=0)
+    top_k: int = Field(ge=1)
 
 
 SamplingStrategy = TypeAliasType(

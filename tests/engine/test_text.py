@@ -261,7 +261,7 @@ async def test_a_conversation_with_a_tool(model: TextModel) -> None:
         ({"sampling_params": greedy(repetition_penalty=0)}, "repetition_penalty is 0"),
         ({"sampling_params": greedy(repetition_penalty=-1)}, "above 0 and at most 2"),
         ({"sampling_params": {"strategy": {"type": "top_p", "top_p": 0}}}, "top_p is 0"),
-        ({"sampling_params": {"strategy": {"type": "top_k", "top_k": 0}}}, "top_k is 0"),
+        ({"sampling_params": {"strategy": {"type": "top_k", "top_k": 0}}}, "greater than or equal to 1"),
         ({"logprobs": {"top_k": 100_000}}, "0 to 100"),
         ({"tool_choice": "required"}, "no tools"),
         ({"tools": [WEATHER], "tool_config": {"tool_choice": "now"}}, "one of: get_weather"),

@@ -131,7 +131,7 @@ SAMPLING = st.builds(
         st.builds(
             sampling.TopPSamplingStrategy, temperature=optional(st.floats(0, 2)), top_p=st.floats(0, 1)
         ),
-        st.builds(sampling.TopKSamplingStrategy, top_k=st.integers(0, 2**40)),
+        st.builds(sampling.TopKSamplingStrategy, top_k=st.integers(1, 2**40)),
     ),
     max_tokens=st.integers(0, 2**40),
     repetition_penalty=st.floats(-2, 2),
