@@ -52,7 +52,7 @@ class Folder:
             return {}
         try:
             return json.loads(self.read(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRequest(f"{self.where}: {name} is not JSON ({error})") from error
 
 
@@ -67,6 +67,13 @@ def _two_levels(path: Path) -> list[Path]:
 
 def facts(folder: Folder) -> Facts:
     """Facts of a folder that can be served; BadRequest says why it can't be."""
+    try:
+        return _facts(folder)
+    except (AttributeError, TypeError, LookupError) as error:
+        raise BadRequest(f"{folder.where} has a configuration file of an unknown form") from error
+
+
+def _facts(folder: Folder) -> Facts:
     require_safe_weights(folder)
     config = folder.json("config.json")
     if not isinstance(config, dict) or (not config and "modules.json" not in folder.names):

@@ -41,7 +41,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
                 (kind,) = struct.unpack_from("<I", data, position)
                 metadata[key], position = _value(data, position + 4, kind)
             return metadata
-    except (struct.error, ValueError, KeyError, IndexError) as error:  # also mmap's, of an empty file
+    except (struct.error, ValueError, KeyError, IndexError, RecursionError) as error:  # mmap's too
         raise BadRequest(f"{path.name} is not a whole GGUF file") from error
 
 

@@ -18,9 +18,8 @@ from stack.models.cache import Progress
 from stack.settings import get_settings
 
 # Never pickles, and none of the copies in other formats that repositories hold.
-FILES = (
-    "*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken",
-)  # fmt: skip
+FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+COPIES = ("consolidated*", "original/*", "onnx/*", "openvino/*")
 _SOURCE = re.compile(
     r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(?P<file>/[^@]+\.gguf)?(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
@@ -68,7 +67,7 @@ def gguf_file(source: HubSource, names: frozenset[str]) -> str | None:
 
 def fetch(source: HubSource, progress: Progress) -> Path:
     """Download what was not, and return the local folder, or the local .gguf file."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     file = source.file
     with _kind_errors(source):
@@ -81,7 +80,30 @@ def fetch(source: HubSource, progress: Progress) -> Path:
             file = gguf_file(source, frozenset(api.list_repo_files(source.repo, revision=source.revision)))
         if file is not None:
             return Path(hf_hub_download(source.repo, file, **common))
-        return Path(snapshot_download(source.repo, allow_patterns=list(FILES), **common))
+        return _snapshot(source, common)
+
+
+def cached(source: HubSource) -> Path | None:
+    """The folder, or .gguf file, of an earlier `fetch`; asks nobody."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    common: dict[str, Any] = {"revision": source.revision, "local_files_only": True}
+    try:
+        if source.file is not None:
+            return Path(hf_hub_download(source.repo, source.file, **common))
+        return _snapshot(source, common)
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _snapshot(source: HubSource, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        source.repo, allow_patterns=list(FILES), ignore_patterns=list(COPIES), **options
+    )
+    return Path(folder)
 
 
 def inspect(source: HubSource, timeout_s: float) -> Listing:

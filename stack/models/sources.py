@@ -182,15 +182,24 @@ def _check(source: str, settings: Settings) -> Facts:
         case wheels.WheelSource() as wheel:
             return _check_wheel(wheel, folder_for(settings.model_cache, source))
         case hub.HubSource() as model:
-            listing = hub.inspect(model, _NETWORK_TIMEOUT_S)
-            if hub.gguf_file(model, listing.names) is not None:
-                return Facts(kind="llm")
-            return facts(Folder(source, listing.names, listing.configs.__getitem__))
+            return _check_hub(model, source)
         case buckets.Bucket() as bucket:
             names = frozenset(bucket.files())
             if any(name.endswith(".gguf") for name in names):
                 return Facts(kind="llm")
             return facts(Folder(source, names, bucket.read))
+
+
+def _check_hub(model: hub.HubSource, source: str) -> Facts:
+    try:
+        listing = hub.inspect(model, _NETWORK_TIMEOUT_S)
+    except UpstreamError:
+        if (path := hub.cached(model)) is None:
+            raise
+        return _check_local(path, None)
+    if hub.gguf_file(model, listing.names) is not None:
+        return Facts(kind="llm")
+    return facts(Folder(source, listing.names, listing.configs.__getitem__))
 
 
 def _check_local(path: Path, root: Path | None) -> Facts:

@@ -32,6 +32,7 @@ _SOURCE = re.compile(
     r"pypi://(?P<package>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
     r"/(?P<path>[^#]+?)/?(?:#sha256=(?P<sha256>[0-9a-f]{64}))?"
 )
+_OFFLINE = "after connection broken by"  # in pip's warnings
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,13 @@ def _download(source: WheelSource, folder: Path, progress: Progress) -> Path:
             pip.wait()
             raise
         log.seek(0)
-        lines = [line.strip() for line in log if line.startswith("ERROR")]
+        output = log.read()
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
-        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit status {pip.returncode}"
+        errors = re.findall(r"^ERROR: (.*)", output, re.MULTILINE)
+        reason = errors[-1] if errors else f"exit status {pip.returncode}"
+        if _OFFLINE in output:
+            reason = "the package index cannot be reached"
         raise UpstreamError(f"pip could not download {source.requirement}: {reason}")
     return wheels[0]
 
@@ -186,12 +190,14 @@ def _compare(name: str, path: Path, hashes: dict[str, str]) -> None:
 
 
 def is_published(source: WheelSource, timeout_s: float) -> bool:
-    """Whether the index has that version; TimeoutError when it does not answer."""
+    """Whether the index has that version; UpstreamError or TimeoutError when it does not answer."""
     command = [*_pip(), "index", "versions", source.package, "--disable-pip-version-check", "--no-input"]
-    command += ["--retries", "0", "--timeout", "3"]
+    command += ["--retries", "1", "--timeout", "2"]  # pip tells of a lost connection when it tries again only
     try:
         listing = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise TimeoutError from error
     versions = re.findall(r"Available versions: (.*)", listing.stdout)
+    if not versions and _OFFLINE in listing.stderr:
+        raise UpstreamError("the package index does not answer")
     return bool(versions) and source.version in versions[0].replace(" ", "").split(",")

@@ -130,3 +130,10 @@ def test_a_damaged_safetensors_file_is_seen(folder: Path) -> None:
         file.write_bytes(junk)
         with pytest.raises(BadRequest, match=r"not a safetensors file|cut short"):
             check_safetensors(file)
+
+
+@pytest.mark.parametrize("config", ["[]", "3", '{"text_config": 3, "architectures": 5}', "[" * 100_000])
+def test_a_configuration_of_another_form(folder: Path, config: str) -> None:
+    (folder / "config.json").write_text(config)
+    with pytest.raises(BadRequest):
+        facts(Folder.local(folder))

