@@ -35,6 +35,7 @@ class Cluster:
     num_cpus: int | None = None
     verbose: bool = False
     keep_logs: bool = True
+    _started: bool = False
     _core: list[psutil.Process] = field(default_factory=list)
 
     @property
@@ -45,6 +46,7 @@ class Cluster:
         """Start Ray or connect to it. Ray's environment must be set, see `stack.cli.environment`."""
         import ray
 
+        self._started = True
         sys.path.insert(0, os.getcwd())  # where `serve run` looks for applications, too
         logging.getLogger("ray.serve").setLevel(logging.INFO if self.verbose else logging.ERROR)
         options: dict[str, Any] = {
@@ -76,24 +78,23 @@ class Cluster:
         gone, _ = psutil.wait_procs(self._core, timeout=timeout_s)
         return str(gone[0].pid) if gone else None
 
-    def stop(self) -> None:
-        """End Serve, and with it Ray and every process below this one if they were started here.
-
-        A KeyboardInterrupt on the way cuts the good-byes short.
-        """
+    def shut_down(self) -> None:
+        """End Serve, whose replicas finish the requests that they have, and Ray if it was started here."""
+        if not self._started:  # perhaps not even imported in full
+            return
         import ray
 
-        with contextlib.suppress(KeyboardInterrupt), _quiet(self.verbose):
+        with _quiet(self.verbose):
             if ray.is_initialized():
                 from stack.serve.run import shutdown
 
                 shutdown()
-        if self.address is not None:
             ray.shutdown()
-            return
-        with contextlib.suppress(KeyboardInterrupt), _quiet(self.verbose):
-            ray.shutdown()
-        kill(_children())
+
+    def clean_up(self) -> None:
+        """End what still runs of what was started here, and remove its folder unless the logs are wanted."""
+        if self.address is None:
+            kill(_children())
         if not (self.keep_logs and self.logs.exists()):
             shutil.rmtree(self.run_folder, ignore_errors=True)
 

@@ -87,9 +87,21 @@ def up(
         except KeyboardInterrupt:
             cluster.keep_logs = False
         finally:
-            with console.status("stopping … (Ctrl-C again: at once)"):
-                cluster.stop()
+            _stop(cluster, console)
     console.print("stopped")
+
+
+def _stop(cluster: Cluster, console: Console) -> None:
+    """Orderly at first; a second Ctrl-C cuts the good-byes short, but not the cleaning up."""
+    try:
+        with console.status("stopping … (Ctrl-C again: at once)"):
+            cluster.shut_down()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        cluster.clean_up()
 
 
 def _run(cluster: Cluster, path: Path, http: dict[str, Any], deadline: float, console: Console) -> None:
