@@ -157,6 +157,13 @@ class Inference(Protocol):
         """What belongs in the Model's metadata: context_length, embedding_dimension, dtype, …"""
 
 
+class LocalModel(Inference, Protocol):
+    """An `Inference` that computes in this process."""
+
+    def close(self) -> None:
+        """Stop threads and processes; what is being computed fails."""
+
+
 class Meter(Protocol):
     """Where engines report what they do. `stack.serve` gives a Prometheus one, tests and the shell none."""
 

@@ -9,13 +9,13 @@ from stack.models.args import ModelArgs
 from stack.models.sources import fetch
 
 if TYPE_CHECKING:
-    from stack.engine.base import Inference, Meter
+    from stack.engine.base import LocalModel, Meter
     from stack.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-def open_model(args: ModelArgs, settings: Settings, meter: Meter) -> Inference:
+def open_model(args: ModelArgs, settings: Settings, meter: Meter) -> LocalModel:
     """Raises BadRequest when the source cannot be served."""
     folder = fetch(args.source, settings.model_cache)
     if args.model_type == "embedding":

@@ -75,7 +75,8 @@ class ServeCluster:
 
 def _reason(application: dict[str, Any]) -> str:
     """Why an application failed, in one line: the replica's own error without its traceback."""
-    messages: list[str] = [application["message"], *(d["message"] for d in application["deployments"].values())]
+    deployments = application["deployments"].values()
+    messages: list[str] = [application["message"], *(deployment["message"] for deployment in deployments)]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith("stack.errors.")]
     if own:

@@ -17,7 +17,7 @@ from stack.serve.cluster import ServeCluster
 from stack.serve.meter import ServeMeter
 
 if TYPE_CHECKING:
-    from stack.engine.base import Inference
+    from stack.engine.base import LocalModel
     from stack.schemas.inference import (
         ChatCompletionRequest,
         ChatCompletionResponseStreamChunk,
@@ -41,7 +41,7 @@ class Model:
         from stack.settings import get_settings
 
         configure_logging(get_settings().log_level)
-        self._inference: Inference = open_model(args, get_settings(), ServeMeter(args.model_id))
+        self._inference: LocalModel = open_model(args, get_settings(), ServeMeter(args.model_id))
 
     async def completion(self, request: CompletionRequest) -> AsyncGenerator[CompletionResponseStreamChunk]:
         async with contextlib.aclosing(_generator(self._inference.completion(request))) as chunks:
@@ -60,6 +60,11 @@ class Model:
 
     async def describe(self) -> dict[str, Any]:
         return await self._inference.describe()
+
+    def __del__(self) -> None:
+        """Serve calls this when the replica ends, after its requests have."""
+        if hasattr(self, "_inference"):  # else the constructor failed
+            self._inference.close()
 
 
 def _generator(stream: AsyncIterator[T]) -> AsyncGenerator[T]:

@@ -34,7 +34,8 @@ class Server:
         self.log = home / f"up-{self.port}.log"
         environment = os.environ | {"STACK_HOME": str(home), "STACK_EGRESS_ALLOW": "127.0.0.1"}
         environment |= {"PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "stack.cli", "up", "--port", str(self.port), "--num-cpus", "4", *args]
+        command = [sys.executable, "-m", "stack.cli", "up", "--num-cpus", "4", *args]
+        command += ["--port", str(self.port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self._wait()
