@@ -217,6 +217,22 @@ def test_logits_that_are_held_stay_as_they_are(kernels: ctypes.CDLL) -> None:
     )  # else the memory is reused
 
 
+def test_a_slot_gives_back_the_memory_of_a_long_text(kernels: ctypes.CDLL) -> None:
+    pair = Pair(slots=3, context=4500, layers=8, kv_heads=3, hidden=32)
+    text, other = pair.tokens(4400), pair.tokens(4400)
+    pair.native.forward([Segment(0, 0, other)])
+    before = resident()
+    pair.native.forward([Segment(1, 0, text)])
+    taken = resident() - before
+    assert taken > 24 << 20  # 4400 positions of 2 * 8 * 3 * 64 bf16 are 27 MB
+    pair.native.forward([Segment(1, 0, text[:20])])
+    assert resident() - before < taken / 4
+    expected = pair.native.forward([Segment(2, 0, text[:60])])
+    assert torch.equal(pair.native.forward([Segment(1, 20, text[20:60])]), expected)  # what is below stays
+    alone = pair.native.forward([Segment(2, 0, [*other, 5])])
+    assert torch.equal(pair.native.forward([Segment(0, 4400, [5])]), alone)  # and so do the neighbours
+
+
 def test_cache_takes_memory_only_where_it_is_written() -> None:
     before = resident()
     cache = native.zeros(1 << 29, huge=False)  # 1 GiB

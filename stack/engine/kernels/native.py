@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stack.engine.llama_weights import LlamaShape, Weights
 
 MAX_ROWS = 512  # tokens in one pass through the layers; longer prompts take several passes
+RELEASE = 1024  # a slot that falls back by so many positions gives their memory back
 
 
 class _Linear(Structure):
@@ -136,9 +137,10 @@ class NativeLlama:
         self._used = 0
         self._output = pages(mmap.PAGESIZE, huge=True)
         positions = -(-context_length // self._lanes) * self._lanes
-        self._cache = zeros(
-            2 * shape.layers * slots * shape.kv_heads * positions * shape.head_dim, huge=False
-        ).view(2, shape.layers, slots, shape.kv_heads, positions * shape.head_dim)
+        cache = (2, shape.layers, slots, shape.kv_heads, positions * shape.head_dim)
+        self._cache_pages = pages(2 * math.prod(cache), huge=False)
+        self._cache = torch.frombuffer(self._cache_pages, dtype=torch.bfloat16).view(cache)
+        self._reached = [0] * slots  # positions that have been written since the last release
         self._layers = (_Layer * shape.layers)(*(self._layer(shape, weights, i) for i in range(shape.layers)))
         embedding = self._pack(weights["model.embed_tokens.weight"])
         head = embedding if shape.tied else self._pack(weights["lm_head.weight"])
@@ -180,7 +182,10 @@ class NativeLlama:
         wanted: list[int] = []
         rows = done = 0
         for segment in segments:
-            at = 0
+            at, end = 0, segment.start + len(segment.tokens)
+            if self._reached[segment.slot] - end >= RELEASE:
+                self._release(segment.slot, end)
+            self._reached[segment.slot] = max(self._reached[segment.slot], end)
             while at < len(segment.tokens):
                 if rows == MAX_ROWS:
                     done += self._pass(part, wanted, logits[done:])
@@ -221,8 +226,25 @@ class NativeLlama:
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
         """Whole blocks of LANES positions; what lies beyond `tokens` is overwritten before it is seen."""
+        self._reached[target] = max(self._reached[target], tokens)
         count = -(-tokens // self._lanes) * self._lanes * self._head_dim
         self._cache[:, :, target, :, :count] = self._cache[:, :, source, :, :count]
+
+    def _release(self, slot: int, positions: int) -> None:
+        """Give back the memory of a slot's cache beyond `positions`; it reads as zeros from then on."""
+        if (
+            not hasattr(mmap, "MADV_DONTNEED") or sys.platform != "linux"
+        ):  # elsewhere the advice keeps contents
+            return
+        start = -(-positions // self._lanes) * self._lanes * self._head_dim
+        layers, heads = self._cache.shape[1], self._cache.shape[3]
+        for which in range(2 * layers * heads):
+            head = self._cache[which // (layers * heads), which // heads % layers, slot, which % heads]
+            low, high = (2 * (int(head.storage_offset()) + offset) for offset in (start, head.numel()))
+            low += -low % mmap.PAGESIZE  # only pages that are this head's alone
+            if (length := (high - low) // mmap.PAGESIZE * mmap.PAGESIZE) > 0:
+                self._cache_pages.madvise(mmap.MADV_DONTNEED, low, length)
+        self._reached[slot] = positions
 
     def _weight_count(self, shape: LlamaShape) -> int:
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
