@@ -19,6 +19,8 @@ EVERYWHERE = {  # on laptops and, by cluster.yaml, on clusters
     "RAY_raylet_start_wait_time_s": "120",  # on a loaded machine Ray's half a minute is short
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # Between replicas; the default of 4 MiB is less than a request may have (STACK_MAX_BODY_MB).
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "268435456",
 }
 
 

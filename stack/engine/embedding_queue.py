@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from stack.engine import metrics
 from stack.engine.base import Meter, Priority
-from stack.engine.sentence import Item, Vectors
+from stack.engine.sentence import Item
+from stack.engine.vectors import Vectors
 from stack.errors import NotReady
 
 BATCH_S = 0.1
@@ -177,5 +179,5 @@ class EmbeddingQueue:
             self._batch_tokens = min(
                 max(0.8 * self._batch_tokens + 0.2 * fitting, MIN_BATCH_TOKENS), MAX_BATCH_TOKENS
             )
-        self._meter.count("embedding_tokens", tokens)
-        self._meter.observe("embedding_batch_seconds", seconds)
+        self._meter.count(metrics.EMBEDDING_TOKENS, tokens)
+        self._meter.observe(metrics.EMBEDDING_BATCH_SECONDS, seconds)

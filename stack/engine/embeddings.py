@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from stack.egress import read_image
+from stack.engine import metrics
 from stack.engine.base import Meter, Priority
 from stack.engine.embedding_queue import EmbeddingQueue
 from stack.engine.encoder import UnsupportedModel
@@ -30,14 +31,13 @@ from stack.engine.sentence import (
     LeanSentenceEncoder,
     SentenceEncoder,
     TaskType,
-    Vectors,
     read_json,
 )
 from stack.engine.text_tokens import TextTokens, Truncation
+from stack.engine.vectors import Vectors, response_of
 from stack.errors import BadRequest, Overloaded, StackError
 from stack.models.args import ModelArgs
 from stack.schemas.content import ImageContentItem, TextContentItem
-from stack.schemas.inference import EmbeddingsResponse
 
 if TYPE_CHECKING:
     from stack.schemas.inference import (
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         CompletionRequest,
         CompletionResponseStreamChunk,
         EmbeddingsRequest,
+        EmbeddingsResponse,
     )
 
 P = ParamSpec("P")
@@ -77,14 +78,20 @@ class EmbeddingModel:
         self._queue = EmbeddingQueue(encoder.encode, encoder.dimension, meter, threads=args.thread_count)
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
+        return response_of(await self.vectors(request))
+
+    async def vectors(
+        self,
+        request: EmbeddingsRequest,
+        first_index: int = 0,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Vectors:
+        """float32 [contents, dimension] of a call, or of the part of one that begins at `first_index`."""
         dimension = self._checked_dimension(request.output_dimension)
         contents = [item.text if isinstance(item, TextContentItem) else item for item in request.contents]
-        vectors = await self._embed(
-            contents, request.text_truncation or "none", request.task_type, Priority.INTERACTIVE
-        )
-        # 8 decimals are a float32's precision at unit length, and half the bytes of a double's digits.
-        rows = np.round(_shortened(vectors, dimension).astype(np.float64), 8).tolist()
-        return EmbeddingsResponse.model_construct(embeddings=rows)
+        truncation = request.text_truncation or "none"
+        vectors = await self._embed(contents, truncation, request.task_type, priority, first_index)
+        return _shortened(vectors, dimension)
 
     async def embed(
         self,
@@ -132,6 +139,7 @@ class EmbeddingModel:
         truncation: Truncation,
         task_type: TaskType | None,
         priority: Priority,
+        first_index: int = 0,
     ) -> Vectors:
         if not contents:
             return np.empty((0, self.dimension), np.float32)
@@ -140,10 +148,10 @@ class EmbeddingModel:
             items: list[Item] = []
             for first in range(0, len(contents), TEXTS_PER_STEP):
                 step = contents[first : first + TEXTS_PER_STEP]
-                items += await self._prepare(step, truncation, task_type, first)
+                items += await self._prepare(step, truncation, task_type, first_index + first)
             vectors = await self._queue.submit(items, priority)
-        self._meter.count("embedded_texts", len(items))
-        self._meter.observe("embedding_seconds", time.monotonic() - started)
+        self._meter.count(metrics.EMBEDDED_CONTENTS, len(items))
+        self._meter.observe(metrics.EMBEDDING_SECONDS, time.monotonic() - started)
         if not np.isfinite(vectors).all():
             raise StackError("the model computed a vector that is not finite; serve it with dtype float32")
         return vectors
@@ -157,13 +165,13 @@ class EmbeddingModel:
             )
         self._calls += 1
         self._chars += chars
-        self._meter.gauge("embedding_calls", self._calls)
+        self._meter.gauge(metrics.EMBEDDING_CALLS, self._calls)
         try:
             yield
         finally:
             self._calls -= 1
             self._chars -= chars
-            self._meter.gauge("embedding_calls", self._calls)
+            self._meter.gauge(metrics.EMBEDDING_CALLS, self._calls)
 
     async def _prepare(
         self,

@@ -1,4 +1,4 @@
-"""What the batcher reports through a Meter. Every name it uses is here, with its kind and meaning."""
+"""What the engines report through a Meter. Every name they use is here, with its kind and meaning."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ DECODE_TOKENS: Final = "decode_tokens"
 PREEMPTIONS: Final = "preemptions"
 FAILED_STEPS: Final = "failed_steps"
 
+EMBEDDING_CALLS: Final = "embedding_calls"
+EMBEDDING_SECONDS: Final = "embedding_seconds"
+EMBEDDING_BATCH_SECONDS: Final = "embedding_batch_seconds"
+EMBEDDING_TOKENS: Final = "embedding_tokens"
+EMBEDDED_CONTENTS: Final = "embedded_contents"
+
 METRICS: Final = {
     QUEUE_LENGTH: ("gauge", "Requests that wait for a slot."),
     BATCH_SIZE: ("gauge", "Requests that hold a slot."),
@@ -26,4 +32,9 @@ METRICS: Final = {
     DECODE_TOKENS: ("counter", "Tokens generated."),
     PREEMPTIONS: ("counter", "Batch requests that gave their slot to an interactive one."),
     FAILED_STEPS: ("counter", "Forward passes that raised."),
+    EMBEDDING_CALLS: ("gauge", "Embedding calls that wait or are computed."),
+    EMBEDDING_SECONDS: ("histogram", "From a call's arrival to its vectors, waiting included."),
+    EMBEDDING_BATCH_SECONDS: ("histogram", "One forward pass of an embedding model."),
+    EMBEDDING_TOKENS: ("counter", "Tokens embedded."),
+    EMBEDDED_CONTENTS: ("counter", "Texts and images embedded."),
 }

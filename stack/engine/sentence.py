@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -27,13 +26,13 @@ from stack.engine.bert import FAMILIES, PostNormEncoder
 from stack.engine.encoder import Encoder, Loader, Run, UnsupportedModel, Weights, runs_of
 from stack.engine.modernbert import ModernBertEncoder
 from stack.engine.text_tokens import Ids, TextTokens, Truncation
+from stack.engine.vectors import Vectors
 from stack.errors import BadRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 TaskType = Literal["query", "document"]
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
-from stack.engine.sentence import Item, Prompts, TaskType, Vectors
+from stack.engine.sentence import Item, Prompts, TaskType
 from stack.engine.text_tokens import TextTokens, Truncation
+from stack.engine.vectors import Vectors
 from stack.errors import BadRequest
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
 from pydantic import BaseModel
 from ray import serve
@@ -15,6 +16,8 @@ from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from stack.engine.base import Priority
+from stack.engine.vectors import Vectors, response_of, slices
 from stack.errors import NotReady, Overloaded, StackError
 from stack.models.names import MODEL_DEPLOYMENT, app_name
 
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
         EmbeddingsRequest,
         EmbeddingsResponse,
     )
+
+
+PARTS_AT_A_TIME = 8  # of one embedding call
 
 
 def session_name() -> str:
@@ -59,9 +65,29 @@ class ReplicaInference:
         return self._stream("chat_completion", request)
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
-        with _stack_errors(self._model_id):
-            response: EmbeddingsResponse = await self._handle.embeddings.remote(request)
-        return response
+        return response_of(await self.vectors(request))
+
+    async def vectors(self, request: EmbeddingsRequest, priority: Priority = Priority.INTERACTIVE) -> Vectors:
+        """float32 [contents, dimension]. A large call goes out in parts, to whichever replicas are free."""
+        under_way = asyncio.Semaphore(PARTS_AT_A_TIME)
+
+        async def part(first_index: int, request: EmbeddingsRequest) -> Vectors:
+            async with under_way:
+                with _stack_errors(self._model_id):
+                    answer: Any = self._handle.vectors.remote(request, first_index, priority)
+                    try:
+                        vectors: Vectors = await answer
+                    except asyncio.CancelledError:
+                        answer.cancel()
+                        raise
+            return vectors
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                parts = [group.create_task(part(*each)) for each in slices(request)]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return np.concatenate([task.result() for task in parts])
 
     async def describe(self) -> dict[str, Any]:
         with _stack_errors(self._model_id):

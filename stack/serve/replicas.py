@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -17,14 +17,15 @@ from stack.serve.cluster import ServeCluster
 from stack.serve.meter import ServeMeter
 
 if TYPE_CHECKING:
-    from stack.engine.base import LocalModel
+    from stack.engine.base import LocalModel, Priority
+    from stack.engine.embeddings import EmbeddingModel
+    from stack.engine.vectors import Vectors
     from stack.schemas.inference import (
         ChatCompletionRequest,
         ChatCompletionResponseStreamChunk,
         CompletionRequest,
         CompletionResponseStreamChunk,
         EmbeddingsRequest,
-        EmbeddingsResponse,
     )
     from stack.serve import ReconcilerArgs
 
@@ -55,8 +56,9 @@ class Model:
             async for chunk in chunks:
                 yield chunk
 
-    async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
-        return await self._inference.embeddings(request)
+    async def vectors(self, request: EmbeddingsRequest, first_index: int, priority: Priority) -> Vectors:
+        """A part of an embedding call; only embedding models are asked."""
+        return await cast("EmbeddingModel", self._inference).vectors(request, first_index, priority)
 
     async def describe(self) -> dict[str, Any]:
         return await self._inference.describe()

@@ -11,7 +11,8 @@ import pytest
 
 from stack.engine.base import NoMeter, Priority
 from stack.engine.embedding_queue import EmbeddingQueue
-from stack.engine.sentence import Item, Vectors
+from stack.engine.sentence import Item
+from stack.engine.vectors import Vectors
 from stack.errors import BadRequest, NotReady
 
 

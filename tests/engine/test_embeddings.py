@@ -21,8 +21,8 @@ import torch
 
 from stack.engine.base import NoMeter, Priority
 from stack.engine.embeddings import EmbeddingModel, compute_dtype, open_embedding_model
-from stack.engine.sentence import Vectors
 from stack.engine.text_tokens import TextTooLong
+from stack.engine.vectors import Vectors
 from stack.errors import BadRequest, ContextTooLong, Overloaded
 from stack.models.args import ModelArgs
 from stack.schemas.inference import ChatCompletionRequest, CompletionRequest, EmbeddingsRequest
@@ -272,7 +272,7 @@ async def test_cancelling_drops_what_is_not_computed(minilm_dir: Path) -> None:
     await model.embed(["next"])
     model.close()
     assert meter.sums["embedding_tokens"] < 64 * 10 * 180
-    assert meter.sums["embedded_texts"] == 1
+    assert meter.sums["embedded_contents"] == 1
 
 
 async def test_calls_that_come_together_are_computed_together(minilm_dir: Path) -> None:
