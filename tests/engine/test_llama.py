@@ -92,6 +92,14 @@ def test_kernels_are_closer_to_float32_than_transformers_in_bfloat16(random_mode
     assert (ours - exact).norm() < (exact_logits(rounded, prompt)[-1] - exact).norm()
 
 
+def test_bfloat16_without_kernels(random_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NativeLlama, "fits", staticmethod(lambda shape: False))
+    runner = LlamaRunner.open(random_model, torch.bfloat16, context_length=200, slots=4)
+    assert isinstance(runner.model, EagerLlama)
+    model = AutoModelForCausalLM.from_pretrained(random_model, dtype=torch.bfloat16).float().eval()
+    check(runner, model, limit=0.1)  # its activations are bfloat16 throughout, as transformers' are
+
+
 def check(runner: LlamaRunner, model: PreTrainedModel, limit: float) -> None:
     """Prompts whole and in parts, steps alone and together, all in mixed passes; `limit` is relative."""
     texts = {slot: tokens_of(40 + 30 * slot, seed=slot) for slot in range(4)}
