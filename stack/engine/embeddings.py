@@ -26,6 +26,7 @@ from stack.engine import metrics
 from stack.engine.base import Meter, Priority
 from stack.engine.embedding_queue import EmbeddingQueue
 from stack.engine.encoder import UnsupportedModel
+from stack.engine.loading import pick_device, pick_dtype
 from stack.engine.sentence import (
     Item,
     LeanSentenceEncoder,
@@ -57,6 +58,7 @@ log = logging.getLogger(__name__)
 TEXTS_PER_STEP = 256  # tokenized at a time, so that a query is not stuck behind 10,000 texts
 MAX_WAITING_CHARS = 64 * 2**20
 MAX_IMAGE_PIXELS = 50 * 10**6
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 IMAGE_TOKENS = 256  # what an image counts for when batches are packed
 
 
@@ -217,9 +219,9 @@ class EmbeddingModel:
 
 def open_embedding_model(args: ModelArgs, folder: Path, meter: Meter) -> EmbeddingModel:
     """Load the model in a folder; BadRequest when it cannot be served as `args` say."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(None)
     torch.set_num_threads(args.thread_count)
-    dtype = compute_dtype(args.dtype, device)
+    dtype = pick_dtype(args.dtype, device)
     encoder: SentenceEncoder
     try:
         encoder = LeanSentenceEncoder(folder, dtype, device, args.context_length)
@@ -229,18 +231,6 @@ def open_embedding_model(args: ModelArgs, folder: Path, meter: Meter) -> Embeddi
 
         encoder = FallbackSentenceEncoder(folder, dtype, device, args.context_length)
     return EmbeddingModel(args, encoder, matryoshka_dimensions(folder, args, encoder.dimension), meter)
-
-
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that `ModelArgs.dtype` asks for."""
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    features = torch.cpu.get_capabilities()
-    native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if native else torch.float32
 
 
 def matryoshka_dimensions(folder: Path, args: ModelArgs, dimension: int) -> Collection[int]:
@@ -264,7 +254,7 @@ def open_image(file: bytes, index: int) -> Item:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(BytesIO(file)) as image:
+        with Image.open(BytesIO(file), formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise BadRequest(
                     f"contents[{index}] is an image of {image.width} x {image.height} pixels; "
@@ -272,7 +262,9 @@ def open_image(file: bytes, index: int) -> Item:
                 )
             small = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadRequest(f"contents[{index}] is not an image that can be read: {error}") from error
+        raise BadRequest(
+            f"contents[{index}] is not an image that can be read; send {', '.join(IMAGE_FORMATS)}"
+        ) from error
     small.thumbnail((1024, 1024), Image.Resampling.LANCZOS)
     return Item(IMAGE_TOKENS, small)
 
