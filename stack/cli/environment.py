@@ -21,6 +21,8 @@ EVERYWHERE = {  # on laptops and, by cluster.yaml, on clusters
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # Between replicas; the default of 4 MiB is less than a request may have (STACK_MAX_BODY_MB).
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "268435456",
+    # Ray runs its workers at 15, so any other program on the machine takes the models' CPUs from them.
+    "RAY_worker_niceness": "0",
 }
 
 

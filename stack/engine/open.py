@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from stack.models.args import ModelArgs
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 def open_model(args: ModelArgs, settings: Settings, meter: Meter) -> LocalModel:
     """Raises BadRequest when the source cannot be served."""
+    # Read when torch is loaded: OpenMP's idle threads would spin on CPUs that the kernels' threads need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = fetch(args.source, settings.model_cache)
     if args.model_type == "embedding":
         from stack.engine.embeddings import open_embedding_model
