@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from stack.engine.base import Segment
-from stack.engine.llama import LlamaRunner
-from stack.engine.llama_eager import EagerLlama
-from stack.engine.llama_weights import LlamaShape, open_weights
+from stack.engine.runners.llama import LlamaRunner
+from stack.engine.runners.llama_eager import EagerLlama
+from stack.engine.runners.llama_weights import LlamaShape, open_weights
 from stack.models.sources import fetch
 from stack.settings import get_settings
 

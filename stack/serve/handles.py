@@ -17,7 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from stack.engine.base import Priority
-from stack.engine.vectors import Vectors, response_of, slices
+from stack.engine.embedding.vectors import Vectors, response_of, slices
 from stack.errors import NotReady, Overloaded, StackError
 from stack.models.names import MODEL_DEPLOYMENT, app_name
 

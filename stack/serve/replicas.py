@@ -18,8 +18,8 @@ from stack.serve.meter import ServeMeter
 
 if TYPE_CHECKING:
     from stack.engine.base import LocalModel, Priority
-    from stack.engine.embeddings import EmbeddingModel
-    from stack.engine.vectors import Vectors
+    from stack.engine.embedding.model import EmbeddingModel
+    from stack.engine.embedding.vectors import Vectors
     from stack.schemas.inference import (
         ChatCompletionRequest,
         ChatCompletionResponseStreamChunk,

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stack.settings import Settings
-from tests.engine.openai_server import Endpoint, delta, whole
+from tests.engine.remote.openai_server import Endpoint, delta, whole
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from stack.engine.constraint import TokenConstraint
+from stack.engine.grammar.constraint import TokenConstraint
 
 
 def draw(

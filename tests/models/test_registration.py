@@ -11,7 +11,7 @@ from stack.models import registration
 from stack.models.args import ModelArgs
 from stack.schemas.models import Model, RegisterModelRequest
 from stack.settings import Settings
-from tests.engine.openai_server import Endpoint
+from tests.engine.remote.openai_server import Endpoint
 from tests.models.tiny import make_wheel
 
 

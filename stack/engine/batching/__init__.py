@@ -1,0 +1,1 @@
+"""The continuous batcher: many requests over one runner."""

@@ -1,0 +1,1 @@
+"""An embedding model: texts in, vectors out."""

@@ -1,0 +1,1 @@
+"""Forward passes: weights, key-value cache, kernels."""

@@ -1,0 +1,1 @@
+"""A text model: messages in, text and tool calls out."""

@@ -1,0 +1,1 @@
+"""How models are told of tools, and how their calls are written, constrained and parsed."""

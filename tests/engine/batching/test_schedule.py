@@ -1,0 +1,68 @@
+"""Who is next, and how the prompt tokens of a step are shared out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from stack.engine.base import Priority
+from stack.engine.batching.schedule import MAX_BUDGET, MIN_BUDGET, STEP_S, Pace, Waiting, share
+
+
+def test_interactive_first_then_by_arrival() -> None:
+    waiting: Waiting[str] = Waiting()
+    for name in ("b1", "i1", "b2", "i2"):
+        waiting.append(name, Priority.BATCH if name[0] == "b" else Priority.INTERACTIVE)
+    waiting.put_back("b0", Priority.BATCH)
+    assert len(waiting) == 5
+    assert waiting.remove("i2")
+    assert not waiting.remove("i2")
+    order = []
+    while (name := waiting.peek()) is not None:
+        order.append(name)
+        waiting.remove(name)
+    assert order == ["i1", "b0", "b1", "b2"]
+
+
+@pytest.mark.parametrize(
+    ("remaining", "budget", "shares"),
+    [
+        ([], 100, []),
+        ([30], 100, [30]),
+        ([500], 100, [100]),
+        ([100, 100, 100], 1000, [100, 100, 100]),  # all fit
+        ([1000, 20], 200, [180, 20]),  # a short one behind a long one is done at once
+        ([1000, 1000, 20], 400, [280, 100, 20]),
+        ([100] * 6, 300, [100, 100, 64, 36, 0, 0]),
+    ],
+)
+def test_shares(remaining: list[int], budget: int, shares: list[int]) -> None:
+    assert share(remaining, budget) == shares
+
+
+def test_shares_use_the_budget_and_no_more() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        remaining = [draw.randrange(1, 500) for _ in range(draw.randrange(1, 20))]
+        budget = draw.randrange(1, 1000)
+        shares = share(remaining, budget)
+        assert sum(shares) == min(budget, sum(remaining))
+        assert shares[0] > 0
+        assert all(0 <= taken <= tokens for taken, tokens in zip(shares, remaining, strict=True))
+
+
+def test_the_budget_follows_the_machine() -> None:
+    for seconds_per_token in (1e-4, 1e-3):
+        pace = Pace()
+        for _ in range(30):
+            pace.observe(0.05, 0)
+            pace.observe(0.05 + pace.budget * seconds_per_token, pace.budget)
+        assert pace.budget == pytest.approx(STEP_S / seconds_per_token, rel=0.1)
+    slow, fast = Pace(), Pace()
+    for _ in range(50):
+        slow.observe(10.0, MIN_BUDGET)
+        fast.observe(1e-6, 1000)
+    assert slow.budget == MIN_BUDGET
+    assert fast.budget == MAX_BUDGET
+    assert Pace(77).budget == 77
