@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from stack.cli.environment import free_port
 from stack.cli.problems import CliError
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -35,6 +36,7 @@ class Cluster:
     num_cpus: int | None = None
     verbose: bool = False
     keep_logs: bool = True
+    metrics_port: int = field(default_factory=free_port)
     _started: bool = False
     _core: list[psutil.Process] = field(default_factory=list)
 
@@ -65,6 +67,7 @@ class Cluster:
             address="local",
             include_dashboard=self.dashboard,
             num_cpus=self.num_cpus,
+            _metrics_export_port=self.metrics_port,
             _temp_dir=str(self.run_folder / "ray"),
             **options,
         )

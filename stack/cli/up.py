@@ -241,6 +241,9 @@ def _announce(url: str, contents: dict[str, Any], cluster: Cluster, console: Con
         typer.echo("try:", err=True)
         command = f"curl {url}/v1/inference/chat-completion -H 'content-type: application/json'"
         typer.echo(f"  {command} \\\n    -d '{body}'", err=True)
+    if cluster.address is None:
+        metrics = f"http://127.0.0.1:{cluster.metrics_port}/metrics"
+        console.print(f"[dim]metrics for Prometheus {metrics}[/]", highlight=False, soft_wrap=True)
     console.print(
         f"[dim]API {url}/docs · logs {cluster.logs} · Ctrl-C stops[/]", highlight=False, soft_wrap=True
     )

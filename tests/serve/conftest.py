@@ -28,8 +28,8 @@ def free_port() -> int:
 class Server:
     """A `stack up` process and where it listens."""
 
-    def __init__(self, home: Path, *, port: int | None = None, args: tuple[str, ...] = ()) -> None:
-        self.port = port or free_port()
+    def __init__(self, home: Path, *, args: tuple[str, ...] = (), ready: str = "curl") -> None:
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / f"up-{self.port}.log"
         environment = os.environ | {"STACK_HOME": str(home), "STACK_EGRESS_ALLOW": "127.0.0.1"}
@@ -38,11 +38,11 @@ class Server:
         command += ["--port", str(self.port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        self._wait()
+        self._wait(ready.encode())
 
-    def _wait(self) -> None:
+    def _wait(self, ready: bytes) -> None:
         deadline = time.monotonic() + START_S
-        while b"curl" not in self.log.read_bytes():
+        while ready not in self.log.read_bytes():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 raise RuntimeError(f"the server did not start:\n{self.log.read_text()}")

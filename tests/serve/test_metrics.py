@@ -1,0 +1,33 @@
+"""What the engines do can be read by Prometheus."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import httpx
+from llama_stack_client import LlamaStackClient
+
+from tests.serve.conftest import Server
+
+
+def test_prometheus_reads_the_engines_metrics(server: Server, client: LlamaStackClient) -> None:
+    client.inference.completion(
+        model_id="smollm2-135m",
+        content="Once upon a time",
+        sampling_params={"strategy": {"type": "greedy"}, "max_tokens": 4},
+    )
+    client.inference.embeddings(model_id="all-MiniLM-L6-v2", contents=["a text"])
+    found = re.search(r"http://127\.0\.0\.1:\d+/metrics", server.log.read_text())
+    assert found, "stack up says where the metrics are"
+    wanted = ["queue_length", "batch_size", "time_to_first_token_seconds_count"]
+    wanted += ["time_per_output_token_seconds_count", "embedded_texts_total"]
+    deadline = time.monotonic() + 30  # replicas report every few seconds
+    while True:
+        text = httpx.get(found[0]).text
+        missing = [name for name in wanted if f"ray_stack_{name}{{" not in text]
+        if not missing:
+            break
+        assert time.monotonic() < deadline, missing
+        time.sleep(1)
+    assert 'model_id="smollm2-135m"' in text
