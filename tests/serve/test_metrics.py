@@ -21,7 +21,7 @@ def test_prometheus_reads_the_engines_metrics(server: Server, client: LlamaStack
     found = re.search(r"http://127\.0\.0\.1:\d+/metrics", server.log.read_text())
     assert found, "stack up says where the metrics are"
     wanted = ["queue_length", "batch_size", "time_to_first_token_seconds_count"]
-    wanted += ["time_per_output_token_seconds_count", "embedded_texts_total"]
+    wanted += ["time_per_output_token_seconds_count", "embedded_contents_total"]
     deadline = time.monotonic() + 30  # replicas report every few seconds
     while True:
         text = httpx.get(found[0]).text
