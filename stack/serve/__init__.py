@@ -97,8 +97,9 @@ def model(args: ModelArgs) -> Application:
     deployment = serve.deployment(
         name=MODEL_DEPLOYMENT,
         ray_actor_options=options,
-        max_ongoing_requests=max(1, limit),
-        max_queued_requests=max(1, limit),
+        # The engine itself refuses what is beyond the limit; Serve would let it wait.
+        max_ongoing_requests=2 * limit,
+        max_queued_requests=limit,
         health_check_period_s=10,
         graceful_shutdown_timeout_s=10,
         autoscaling_config={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,25 @@ def until_ready(client: LlamaStackClient, model_id: str, timeout_s: float = 90) 
         time.sleep(0.3)
 
 
+def ask_at_once(client: LlamaStackClient, model_id: str, requests: int) -> list[int]:
+    """The status of each of many requests; a refused one says when to come back."""
+
+    def ask(_: int) -> int:
+        try:
+            client.inference.completion(
+                model_id=model_id,
+                content="Once upon a time",
+                sampling_params={"strategy": {"type": "top_p", "temperature": 1.0}, "max_tokens": 60},
+            )
+        except APIStatusError as error:
+            retry = error.response.headers["retry-after"]
+            return error.status_code if int(retry) >= 1 else 0
+        return 200
+
+    with concurrent.futures.ThreadPoolExecutor(requests) as pool:
+        return list(pool.map(ask, range(requests)))
+
+
 def test_declared_models_are_listed(client: LlamaStackClient) -> None:
     models = {model.identifier: model for model in client.models.list()}
     assert models["smollm2-135m"].api_model_type == "llm"
@@ -36,7 +56,9 @@ def test_declared_models_are_listed(client: LlamaStackClient) -> None:
 def test_a_directory_is_served_and_deleted(client: LlamaStackClient, smollm2_dir: Path) -> None:
     name = "team/smol"
     registered = client.models.register(
-        model_id=name, provider_model_id=str(smollm2_dir), metadata={"num_cpus": 0.5, "max_batch": 2}
+        model_id=name,
+        provider_model_id=str(smollm2_dir),
+        metadata={"num_cpus": 0.5, "max_batch": 2, "max_queue": 1},
     )
     assert registered.identifier == name
     with pytest.raises(APIStatusError) as early:
@@ -49,6 +71,10 @@ def test_a_directory_is_served_and_deleted(client: LlamaStackClient, smollm2_dir
     assert answer.content.startswith(" Paris")
     with pytest.raises(BadRequestError, match="already registered"):
         client.models.register(model_id=name, provider_model_id=str(smollm2_dir), metadata={"max_batch": 3})
+    statuses = ask_at_once(client, name, 8)
+    assert statuses.count(200) >= 3
+    assert statuses.count(429) >= 1
+    assert len(statuses) == statuses.count(200) + statuses.count(429)
     client.models.unregister(name)
     with pytest.raises(NotFoundError):
         client.models.retrieve(name)

@@ -107,7 +107,7 @@ class PostNormEncoder:
 
     def __call__(self, ids: Tensor, runs: Sequence[Run]) -> Tensor:
         dtype = self._words.dtype
-        positions = F.embedding(positions_of(runs, ids.device), self._position_vectors)
+        positions = F.embedding(positions_of(runs, len(ids), ids.device), self._position_vectors)
         x = self._norm(F.embedding(ids, self._words).float() + positions)
         attention = self._attention()
         for qkv, out, attention_norm, up, down, norm in self._layers:

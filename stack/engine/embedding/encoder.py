@@ -46,7 +46,7 @@ def runs_of(texts: Iterable[tuple[int, int]]) -> list[Run]:
 
 
 class Encoder(Protocol):
-    """Token ids [tokens] to hidden states float32 [tokens, hidden]."""
+    """Token ids [rows] to hidden states float32 [rows, hidden]; rows after the last run mean nothing."""
 
     hidden_size: int
     max_tokens: int
@@ -142,14 +142,29 @@ class Loader:
 def attend(
     qkv: Tensor, runs: Sequence[Run], heads: int, attention: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Attention of each text to itself. qkv [tokens, 3 * hidden]; returns [tokens, hidden]."""
+    """Attention of each text to itself. qkv [rows, 3 * hidden]; returns [rows, hidden]."""
     qkv = qkv.view(len(qkv), 3, heads, -1)
     out = qkv.new_empty(len(qkv), heads, qkv.shape[-1])
+    out[runs[-1].rows.stop :] = 0
     for run in runs:
         q, k, v = qkv[run.rows].view(run.texts, run.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         out[run.rows].view(run.texts, run.length, heads, -1).copy_(attention(q, k, v).transpose(1, 2))
     return out.flatten(1)
 
 
-def positions_of(runs: Sequence[Run], device: torch.device) -> Tensor:
-    return torch.cat([torch.arange(run.length, device=device).repeat(run.texts) for run in runs])
+def positions_of(runs: Sequence[Run], rows: int, device: torch.device) -> Tensor:
+    """int64 [rows]: each token's position in its text; 0 in the rows after the last text."""
+    positions = torch.zeros(rows, dtype=torch.int64, device=device)
+    for run in runs:
+        positions[run.rows] = torch.arange(run.length, device=device).repeat(run.texts)
+    return positions
+
+
+def rounded(tokens: int) -> int:
+    """Rows of a batch with so many tokens: one of eight sizes an octave.
+
+    oneDNN keeps something for every size it has seen, between which the heap falls to pieces: with
+    batches of all sizes a process grows by hundreds of megabytes.
+    """
+    step = max(16, 1 << (tokens.bit_length() - 4))
+    return -(-tokens // step) * step

@@ -50,7 +50,7 @@ class ModernBertEncoder:
 
     def __call__(self, ids: Tensor, runs: Sequence[Run]) -> Tensor:
         dtype = self._words.dtype
-        positions = positions_of(runs, ids.device)
+        positions = positions_of(runs, len(ids), ids.device)
         rotations = {kind: self._rotation(positions, theta) for kind, theta in self._theta.items()}
         x = self._norm(F.embedding(ids, self._words).float())
         for kind, attention_norm, qkv, out, norm, up, down in self._layers:

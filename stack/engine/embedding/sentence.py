@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from stack.engine.embedding.bert import FAMILIES, PostNormEncoder
-from stack.engine.embedding.encoder import Encoder, Loader, Run, UnsupportedModel, Weights, runs_of
+from stack.engine.embedding.encoder import Encoder, Loader, Run, UnsupportedModel, Weights, rounded, runs_of
 from stack.engine.embedding.modernbert import ModernBertEncoder
 from stack.engine.embedding.tokens import Ids, TextTokens, Truncation
 from stack.engine.embedding.vectors import Vectors
@@ -119,7 +119,10 @@ class LeanSentenceEncoder:
         skips = {item.task_type: self._skip(item.task_type) for item in items}
         order = sorted(range(len(items)), key=lambda i: (items[i].tokens, skips[items[i].task_type]))
         runs = runs_of([(items[i].tokens, skips[items[i].task_type]) for i in order])
-        ids = torch.from_numpy(np.concatenate([items[i].content for i in order])).to(self._device)
+        tokens = np.concatenate([items[i].content for i in order])
+        ids = torch.zeros(rounded(len(tokens)), dtype=torch.int32)
+        ids[: len(tokens)] = torch.from_numpy(tokens)
+        ids = ids.to(self._device)
         vectors = self._pooling(self._encoder(ids, runs), runs)
         for module in self._modules:
             vectors = module(vectors)
