@@ -122,8 +122,9 @@ class Loader:
     def table(self, name: str) -> Tensor:
         return self.weights[name].to(self.device, self.dtype)
 
-    def vector(self, name: str) -> Tensor | None:
-        return self.weights[name].to(self.device, torch.float32) if name in self.weights else None
+    def vector(self, name: str) -> Tensor:
+        """A copy: one small view of the file would keep all of it mapped."""
+        return self.weights[name].to(self.device, torch.float32, copy=True)
 
     def linear(self, *names: str) -> Linear:
         """One layer of several with the same input, their outputs side by side."""
@@ -134,8 +135,8 @@ class Loader:
         return Linear(weight.to(self.device, self.dtype), bias)
 
     def norm(self, name: str, eps: float) -> Callable[[Tensor], Tensor]:
-        weight = self.weights[name + ".weight"].to(self.device, torch.float32)
-        bias = self.vector(name + ".bias")
+        weight = self.vector(name + ".weight")
+        bias = self.vector(name + ".bias") if name + ".bias" in self.weights else None
         return lambda x: F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
@@ -166,5 +167,5 @@ def rounded(tokens: int) -> int:
     oneDNN keeps something for every size it has seen, between which the heap falls to pieces: with
     batches of all sizes a process grows by hundreds of megabytes.
     """
-    step = max(16, 1 << (tokens.bit_length() - 4))
+    step = max(16, (1 << tokens.bit_length()) >> 4)
     return -(-tokens // step) * step

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stack.engine.base import NoMeter
+from stack.engine.embedding.encoder import rounded
 from stack.engine.embedding.fallback import FallbackSentenceEncoder
 from stack.engine.embedding.model import open_embedding_model
 from stack.engine.embedding.sentence import LeanSentenceEncoder
@@ -172,3 +173,9 @@ async def test_a_clip_model_embeds_texts_and_images(
         with pytest.raises(BadRequest, match=rf"contents\[1\] is .*{message}"):
             await model.embeddings(request)
     model.close()
+
+
+def test_batches_have_few_sizes() -> None:
+    sizes = {rounded(tokens) for tokens in range(1, 4097)}
+    assert len(sizes) < 60
+    assert all(0 <= rounded(tokens) - tokens < max(16, tokens / 8) for tokens in range(1, 4097))
