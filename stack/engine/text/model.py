@@ -136,7 +136,7 @@ class TextModel:
 
     def _check_size(self, request: ChatCompletionRequest) -> None:
         if len(request.messages) > self._limit:  # each is at least a token
-            raise FarTooLong(len(request.messages), self._limit)
+            raise FarTooLong(len(request.messages), self._limit - 1)
         self._tokens.check_length(chat.size(request.messages))
         if self._parts.images is None and chat.images(request.messages):
             raise BadRequest(f"model {self.model_id!r} takes text only; send images to a vision model")

@@ -51,7 +51,7 @@ class PromptTokens:
     def check_length(self, characters: int) -> None:
         """Refuse at once what cannot fit: no token stands for more characters than the longest has."""
         if characters > self._limit * self._longest:
-            raise FarTooLong(characters // self._longest, self._limit)
+            raise FarTooLong(characters // self._longest, self._limit - 1)
 
     def mark(self, text: str) -> str:
         """A caller's text, to be rendered into a template whose result `encode_marked` takes."""
@@ -81,7 +81,7 @@ class PromptTokens:
         """Refuse a text whose beginning alone is too long, without tokenizing all of it."""
         head = self._limit * _PROBED_CHARS_PER_TOKEN
         if len(text) > head and (tokens := len(self._ids(text[:head]))) > self._limit:
-            raise FarTooLong(tokens - 1, self._limit)
+            raise FarTooLong(tokens - 1, self._limit - 1)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
