@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -367,8 +368,11 @@ def test_chat_in_a_terminal_keeps_the_talk(server: Server) -> None:
         terminal.expect("error: the replica died")
         terminal.send("slow\n")
         terminal.expect("3 4 ")
-        terminal.interrupt()
-        terminal.expect("> ")
+        for patience_s in (5, 5, 20):  # Python loses an interrupt that falls into a finalizer
+            terminal.interrupt()
+            with contextlib.suppress(AssertionError):
+                terminal.expect("> ", patience_s)
+                break
         terminal.send("two\n")
         terminal.expect("You said two")
         terminal.send("/reset\n")

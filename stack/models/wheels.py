@@ -194,7 +194,14 @@ def is_published(source: WheelSource, timeout_s: float) -> bool:
     command = [*_pip(), "index", "versions", source.package, "--disable-pip-version-check", "--no-input"]
     command += ["--retries", "1", "--timeout", "2"]  # pip tells of a lost connection when it tries again only
     try:
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        listing = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env={**os.environ, "PIP_QUIET": "0"},  # its answer is on its output
+        )
     except subprocess.TimeoutExpired as error:
         raise TimeoutError from error
     versions = re.findall(r"Available versions: (.*)", listing.stdout)
