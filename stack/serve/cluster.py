@@ -23,7 +23,7 @@ _STATES: dict[str, State] = {
     "DEPLOYING": "loading",
     "RUNNING": "ready",
     "DEPLOY_FAILED": "failed",
-    "UNHEALTHY": "failed",
+    "UNHEALTHY": "loading",  # Serve replaces the replica
     "DELETING": "deleting",
 }
 
