@@ -12,8 +12,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "stack"
 
 LAYERS = (
-    {"errors", "settings", "schemas", "logs"},
+    {"errors", "settings", "schemas", "logs", "bounded"},
     {"egress", "store", "engine", "models"},
+    {"files", "jobs"},
+    {"datasets", "vector"},
+    {"rag"},
     {"api", "context", "middleware", "providers", "sse"},
     {"app"},
     {"serve"},

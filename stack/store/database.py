@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import AsyncFileLock
+from filelock import Timeout as LockTimeout
 from sqlalchemy import Connection, Table, event, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
@@ -25,7 +27,6 @@ from stack.settings import Settings
 from stack.store.migrations import HEAD
 
 BUSY_TIMEOUT_S = 30.0
-MIGRATION_LOCK = 0x57AC5_1001  # the key of Postgres' advisory lock
 
 
 class Database:
@@ -52,17 +53,44 @@ class Database:
         """Bring the tables up to date. Any number of processes may do so at once."""
         if await self._version() == HEAD:
             return
-        lock: AbstractAsyncContextManager[Any] = nullcontext()
-        if self.is_sqlite:
-            lock = AsyncFileLock(f"{self.url.database}.lock", timeout=120)
-        async with lock:
+        async with self.lock("migrations"):
             if self.is_sqlite:
                 async with self.read() as connection:
                     await connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # lasts in the file
             async with self.write() as connection:
-                if not self.is_sqlite:
-                    await connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
                 await connection.run_sync(_upgrade)
+
+    @asynccontextmanager
+    async def lock(self, name: str, timeout_s: float = 120.0) -> AsyncGenerator[None]:
+        """Hold the lock of that name, which one process of the stack has at a time; a dead one loses it.
+
+        SQLite: a lock on a file beside the database's. Postgres: an advisory lock. Raises Overloaded.
+        """
+        if self.is_sqlite:
+            file = AsyncFileLock(f"{self.url.database}.{name}.lock", timeout=timeout_s, is_singleton=False)
+            try:
+                await file.acquire(poll_interval=0.01)
+            except LockTimeout as error:
+                raise Overloaded(
+                    f"waited {timeout_s:g} s for others that change the same; try again"
+                ) from error
+            try:
+                yield
+            finally:
+                await file.release()
+            return
+        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        async with self.write() as connection:
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{int(timeout_s * 1000)}ms'"))
+            try:
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+            except DBAPIError as error:
+                if "lock timeout" not in str(error.orig):
+                    raise
+                raise Overloaded(
+                    f"waited {timeout_s:g} s for others that change the same; try again"
+                ) from error
+            yield
 
     async def _version(self) -> str | None:
         async with self.read() as connection:
@@ -74,6 +102,10 @@ class Database:
     async def close(self) -> None:
         await self._reader.dispose()
         await self._writer.dispose()
+
+
+def _held_too_long(timeout_s: float) -> Overloaded:
+    return Overloaded(f"waited {timeout_s:g} s for another request that changes the same; try again")
 
 
 @asynccontextmanager

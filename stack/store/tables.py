@@ -5,10 +5,23 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Boolean, Column, DateTime, MetaData, String, Table, Text, TypeDecorator
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
 from sqlalchemy.engine import Dialect
 
 ID_LENGTH = 255
+KEY_LENGTH = 1024  # of a file in its bucket
 
 metadata = MetaData(
     naming_convention={
@@ -55,3 +68,66 @@ model_status = Table(
     Column("description", Text, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
 )
+
+files = Table(
+    "files",
+    metadata,
+    Column("bucket", String(ID_LENGTH), primary_key=True),
+    Column("key", String(KEY_LENGTH), primary_key=True),
+    Column("blob", String(64), nullable=False),  # where the bytes are, below files/ in the storage
+    Column("mime_type", String(255), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("bucket", String(ID_LENGTH), nullable=False),
+    Column("key", String(KEY_LENGTH), nullable=False),
+    Column("mime_type", String(255), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("offset", BigInteger, nullable=False),  # bytes that are stored
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(64), nullable=False),
+    Column("request", Text, nullable=False),
+    Column("status", String(16), nullable=False, index=True),
+    Column("attempt", Integer, nullable=False),  # how often it was started
+    Column("runner", String(64)),  # the process that holds the lease
+    Column("lease_until", UtcDateTime),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("progress", Text, nullable=False),
+    Column("detail", Text),  # why it failed
+    Column("result", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+)
+
+job_items = Table(
+    "job_items",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("item", Integer, primary_key=True, autoincrement=False),
+    Column("error", Text),
+    Column("result", Text),
+)
+"""What a job has finished of its work: a job that goes on after a kill leaves these out."""
+
+vector_indexes = Table(
+    "vector_indexes",
+    metadata,
+    Column("vector_db_id", String(ID_LENGTH), primary_key=True),
+    Column("table_name", String(ID_LENGTH), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+"""What the maintenance of a vector database found and chose: its index, how to search it, its recall."""

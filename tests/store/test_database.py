@@ -141,3 +141,26 @@ def test_processes_may_start_and_write_at_once(settings: Settings) -> None:
     found = {each.identifier: each for each in asyncio.run(models())}
     assert len(found) == 1 + PROCESSES * STEPS + STEPS
     assert found["counter"].metadata == {"n": PROCESSES * STEPS}
+
+
+async def test_a_lock_is_held_by_one_at_a_time(settings: Settings, database: Database) -> None:
+    """Also between connections, as two processes have them."""
+    inside, most = 0, 0
+
+    async def enter(opened: Database) -> None:
+        nonlocal inside, most
+        async with opened.lock("one"):
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0.02)
+            inside -= 1
+
+    async with open_database(settings) as other:
+        await asyncio.gather(*(enter(opened) for opened in (database, other) * 4))
+        assert most == 1
+        async with database.lock("one"), other.lock("two"):
+            with pytest.raises(Overloaded, match="waited"):
+                async with other.lock("one", timeout_s=0.1):
+                    pass
+    async with database.lock("one"):
+        pass
