@@ -11,7 +11,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, insert, select, text, update
 
-from stack.errors import NotReady
+from stack.errors import NotReady, Overloaded
 from stack.schemas.models import Model
 from stack.settings import Settings
 from stack.store import migrations
