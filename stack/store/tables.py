@@ -74,7 +74,7 @@ files = Table(
     metadata,
     Column("bucket", String(ID_LENGTH), primary_key=True),
     Column("key", String(KEY_LENGTH), primary_key=True),
-    Column("blob", String(64), nullable=False),  # where the bytes are, below files/ in the storage
+    Column("blob", String(64), nullable=False),  # its bytes are those of its parts
     Column("mime_type", String(255), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
@@ -89,9 +89,20 @@ uploads = Table(
     Column("mime_type", String(255), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("offset", BigInteger, nullable=False),  # bytes that are stored
+    Column("writer", String(64)),  # the request that adds to it now
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
 )
+
+file_parts = Table(
+    "file_parts",
+    metadata,
+    Column("blob", String(64), primary_key=True),  # of a file, or the id of its upload
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, nullable=False),
+    Column("object", String(255), nullable=False),  # its path in the storage
+)
+"""Where the bytes of a file are: objects that follow one another without a gap."""
 
 jobs = Table(
     "jobs",
@@ -100,7 +111,8 @@ jobs = Table(
     Column("kind", String(64), nullable=False),
     Column("request", Text, nullable=False),
     Column("status", String(16), nullable=False, index=True),
-    Column("attempt", Integer, nullable=False),  # how often it was started
+    Column("attempt", Integer, nullable=False),  # how often a runner has taken it
+    Column("fruitless", Integer, nullable=False),  # attempts since something was last finished
     Column("runner", String(64)),  # the process that holds the lease
     Column("lease_until", UtcDateTime),
     Column("cancel_requested", Boolean, nullable=False),
@@ -110,6 +122,7 @@ jobs = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
+    Column("swept", Boolean, nullable=False),  # its items, files and log are removed
 )
 
 job_items = Table(

@@ -26,9 +26,18 @@ def upgrade() -> None:
         sa.Column("mime_type", sa.String(255), nullable=False),
         sa.Column("size", sa.BigInteger, nullable=False),
         sa.Column("offset", sa.BigInteger, nullable=False),
+        sa.Column("writer", sa.String(64)),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_uploads"),
+    )
+    op.create_table(
+        "file_parts",
+        sa.Column("blob", sa.String(64), nullable=False),
+        sa.Column("start", sa.BigInteger, nullable=False),
+        sa.Column("size", sa.BigInteger, nullable=False),
+        sa.Column("object", sa.String(255), nullable=False),
+        sa.PrimaryKeyConstraint("blob", "start", name="pk_file_parts"),
     )
     op.create_table(
         "jobs",
@@ -37,6 +46,7 @@ def upgrade() -> None:
         sa.Column("request", sa.Text, nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("fruitless", sa.Integer, nullable=False),
         sa.Column("runner", sa.String(64)),
         sa.Column("lease_until", sa.DateTime(timezone=True)),
         sa.Column("cancel_requested", sa.Boolean, nullable=False),
@@ -46,6 +56,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True)),
         sa.Column("ended_at", sa.DateTime(timezone=True)),
+        sa.Column("swept", sa.Boolean, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
     )
     op.create_index("ix_jobs_status", "jobs", ["status"])
@@ -69,5 +80,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("vector_indexes", "job_items", "jobs", "uploads", "files"):
+    for table in ("vector_indexes", "job_items", "jobs", "file_parts", "uploads", "files"):
         op.drop_table(table)
