@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stack.engine.embedding.vectors import Spans, Vectors
     from stack.schemas.inference import (
         ChatCompletionRequest,
         ChatCompletionResponseStreamChunk,
@@ -153,12 +154,29 @@ class Inference(Protocol):
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse: ...
 
+    async def vectors(
+        self, request: EmbeddingsRequest, priority: Priority = Priority.INTERACTIVE, whole: bool = False
+    ) -> Vectors:
+        """float32 [contents, dimension]. `whole`: a text longer than the model reads is embedded in windows,
+        whose mean is its vector; else `text_truncation` says what happens to it."""
+
+    async def token_spans(self, texts: Sequence[str]) -> list[Spans]:
+        """Where the embedding model's tokens stand in each text, without special tokens."""
+
     async def describe(self) -> dict[str, Any]:
         """What belongs in the Model's metadata: context_length, embedding_dimension, dtype, …"""
 
 
-class LocalModel(Inference, Protocol):
-    """An `Inference` that computes in this process."""
+class LocalModel(Protocol):
+    """A model that computes in this process; its replica offers it to others as an `Inference`."""
+
+    def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]: ...
+
+    def chat_completion(
+        self, request: ChatCompletionRequest
+    ) -> AsyncIterator[ChatCompletionResponseStreamChunk]: ...
+
+    async def describe(self) -> dict[str, Any]: ...
 
     def close(self) -> None:
         """Stop threads and processes; what is being computed fails."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from stack.engine.base import Priority
-from stack.engine.embedding.vectors import Vectors, response_of, slices
+from stack.engine.embedding.vectors import Spans, Vectors, response_of, slices, text_slices
 from stack.errors import NotReady, Overloaded, StackError
 from stack.models.names import MODEL_DEPLOYMENT, app_name
 
@@ -67,27 +67,39 @@ class ReplicaInference:
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
         return response_of(await self.vectors(request))
 
-    async def vectors(self, request: EmbeddingsRequest, priority: Priority = Priority.INTERACTIVE) -> Vectors:
+    async def vectors(
+        self, request: EmbeddingsRequest, priority: Priority = Priority.INTERACTIVE, whole: bool = False
+    ) -> Vectors:
         """float32 [contents, dimension]. A large call goes out in parts, to whichever replicas are free."""
+        parts = await self._all(
+            ("vectors", part, first_index, priority, whole) for first_index, part in slices(request)
+        )
+        return np.concatenate(parts)
+
+    async def token_spans(self, texts: Sequence[str]) -> list[Spans]:
+        parts = await self._all(("token_spans", part) for part in text_slices(texts))
+        return [spans for part in parts for spans in part]
+
+    async def _all(self, calls: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """The answers to calls, each (method, arguments …), some of them at a time; the first error is raised."""
         under_way = asyncio.Semaphore(PARTS_AT_A_TIME)
 
-        async def part(first_index: int, request: EmbeddingsRequest) -> Vectors:
+        async def call(method: str, *arguments: Any) -> Any:
             async with under_way:
                 with _stack_errors(self._model_id):
-                    answer: Any = self._handle.vectors.remote(request, first_index, priority)
+                    answer: Any = getattr(self._handle, method).remote(*arguments)
                     try:
-                        vectors: Vectors = await answer
+                        return await answer
                     except asyncio.CancelledError:
                         answer.cancel()
                         raise
-            return vectors
 
         try:
             async with asyncio.TaskGroup() as group:
-                parts = [group.create_task(part(*each)) for each in slices(request)]
+                tasks = [group.create_task(call(*each)) for each in calls]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        return np.concatenate([task.result() for task in parts])
+        return [task.result() for task in tasks]
 
     async def describe(self) -> dict[str, Any]:
         with _stack_errors(self._model_id):

@@ -19,7 +19,7 @@ from stack.serve.meter import ServeMeter
 if TYPE_CHECKING:
     from stack.engine.base import LocalModel, Priority
     from stack.engine.embedding.model import EmbeddingModel
-    from stack.engine.embedding.vectors import Vectors
+    from stack.engine.embedding.vectors import Spans, Vectors
     from stack.schemas.inference import (
         ChatCompletionRequest,
         ChatCompletionResponseStreamChunk,
@@ -56,9 +56,15 @@ class Model:
             async for chunk in chunks:
                 yield chunk
 
-    async def vectors(self, request: EmbeddingsRequest, first_index: int, priority: Priority) -> Vectors:
+    async def vectors(
+        self, request: EmbeddingsRequest, first_index: int, priority: Priority, whole: bool
+    ) -> Vectors:
         """A part of an embedding call; only embedding models are asked."""
-        return await cast("EmbeddingModel", self._inference).vectors(request, first_index, priority)
+        return await cast("EmbeddingModel", self._inference).vectors(request, first_index, priority, whole)
+
+    async def token_spans(self, texts: list[str]) -> list[Spans]:
+        """Only embedding models are asked."""
+        return await cast("EmbeddingModel", self._inference).token_spans(texts)
 
     async def describe(self) -> dict[str, Any]:
         return await self._inference.describe()

@@ -34,7 +34,8 @@ from stack.engine.embedding.sentence import (
     read_json,
 )
 from stack.engine.embedding.tokens import TextTokens, Truncation
-from stack.engine.embedding.vectors import Vectors, response_of
+from stack.engine.embedding.vectors import Spans, Vectors, response_of
+from stack.engine.embedding.windows import mean_of_windows, windows_of
 from stack.engine.runners.loading import pick_device, pick_dtype
 from stack.errors import BadRequest, Overloaded, StackError
 from stack.models.args import ModelArgs
@@ -87,13 +88,41 @@ class EmbeddingModel:
         request: EmbeddingsRequest,
         first_index: int = 0,
         priority: Priority = Priority.INTERACTIVE,
+        whole: bool = False,
     ) -> Vectors:
-        """float32 [contents, dimension] of a call, or of the part of one that begins at `first_index`."""
+        """float32 [contents, dimension] of a call, or of the part of one that begins at `first_index`.
+
+        `whole`: a text that is longer than the model reads is embedded in windows, see `windows.py`.
+        """
         dimension = self._checked_dimension(request.output_dimension)
         contents = [item.text if isinstance(item, TextContentItem) else item for item in request.contents]
         truncation = request.text_truncation or "none"
-        vectors = await self._embed(contents, truncation, request.task_type, priority, first_index)
+        if whole:
+            contents, counts = await self._windows(contents)
+            vectors = await self._embed(contents, "end", request.task_type, priority, first_index)
+            vectors = mean_of_windows(vectors, counts) if len(vectors) > len(counts) else vectors
+        else:
+            vectors = await self._embed(contents, truncation, request.task_type, priority, first_index)
         return _shortened(vectors, dimension)
+
+    async def _windows(
+        self, contents: Sequence[str | ImageContentItem]
+    ) -> tuple[list[str | ImageContentItem], list[int]]:
+        """Long texts cut into windows, and how many each content has become."""
+        room = self.tokens.room
+        # A token is a character at least: a text of fewer characters than that cannot be too long.
+        long = [content for content in contents if isinstance(content, str) and len(content) > room]
+        spans = iter(await self.token_spans(long))
+        pieces: list[str | ImageContentItem] = []
+        counts = []
+        for content in contents:
+            if isinstance(content, str) and len(content) > room:
+                cut: Sequence[str | ImageContentItem] = windows_of(content, next(spans), room)
+            else:
+                cut = [content]
+            pieces += cut
+            counts.append(len(cut))
+        return pieces, counts
 
     async def embed(
         self,
@@ -114,6 +143,10 @@ class EmbeddingModel:
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text by the model's tokenizer, without the special ones it adds."""
         return await self._in_thread(self.tokens.count, texts)
+
+    async def token_spans(self, texts: Sequence[str]) -> list[Spans]:
+        """Where each token of each text stands, without the special ones that the model adds."""
+        return await self._in_thread(self.tokens.spans, texts)
 
     def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
         _refuse(request.model_id)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from stack.engine.embedding.vectors import Spans
 from stack.errors import BadRequest, ContextTooLong
 
 Truncation = Literal["none", "start", "end"]
@@ -59,6 +60,24 @@ class TextTokens:
         pieces = [list(_pieces(text)) for text in texts]
         lengths = iter([len(ids) for ids in self._ids([piece for text in pieces for piece in text])])
         return [sum(next(lengths) for _ in text) for text in pieces]
+
+    def spans(self, texts: Sequence[str]) -> list[Spans]:
+        """Where each token of each text stands, special tokens left out."""
+        pieces = [list(_pieces(text)) for text in texts]
+        encodings = iter(
+            self.tokenizer.encode_batch(
+                [piece for text in pieces for piece in text], add_special_tokens=False
+            )
+        )
+        found = []
+        for text in pieces:
+            start, parts = 0, [np.empty((0, 2), np.int32)]
+            for piece in text:
+                offsets = np.array(next(encodings).offsets, np.int32).reshape(-1, 2)
+                parts.append(offsets + np.int32(start))
+                start += len(piece)
+            found.append(np.concatenate(parts))
+        return found
 
     def fit(
         self, texts: Sequence[str], truncation: Truncation, prompt: str = "", first_index: int = 0

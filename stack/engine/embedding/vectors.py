@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from stack.schemas.inference import EmbeddingsRequest
 
 Vectors = NDArray[np.float32]
+Spans = NDArray[np.int32]
+"""[tokens, 2]: where each token of a text begins and ends, in characters."""
 
 SLICE_CONTENTS = 128
 SLICE_CHARS = 1 << 20
@@ -30,6 +32,18 @@ def slices(request: EmbeddingsRequest) -> Iterator[tuple[int, EmbeddingsRequest]
             start, chars = index, 0
         chars += size
     yield start, request.model_copy(update={"contents": request.contents[start:]})
+
+
+def text_slices(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in parts for one message each; their spans take several times the room of the texts."""
+    start = chars = 0
+    for index, text in enumerate(texts):
+        if index > start and chars + len(text) > SLICE_CHARS:
+            yield list(texts[start:index])
+            start, chars = index, 0
+        chars += len(text)
+    if texts:
+        yield list(texts[start:])
 
 
 def response_of(vectors: Vectors) -> EmbeddingsResponse:

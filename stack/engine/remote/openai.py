@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
+import numpy as np
 
 from stack.egress import EgressTransport, bounded_body
+from stack.engine.base import Priority
+from stack.engine.embedding.vectors import Spans, Vectors
 from stack.engine.remote import wire
 from stack.engine.text.generation import top_logprobs_of
 from stack.errors import BadRequest, Overloaded, StackError, Timeout, UpstreamError
@@ -43,6 +46,8 @@ _CONNECT_ATTEMPTS = 3
 _MAX_ANSWER_BYTES = 256 << 20
 _MAX_EVENT_BYTES = 8 << 20
 _EMBEDDINGS_PER_CALL = 256
+# A CJK character, up to 12 characters of a word, or a mark.
+_WORDS = re.compile(r"[\u2e80-\uffef]|[^\W\u2e80-\uffef]{1,12}|[^\w\s]")
 
 
 def open_client(settings: Settings) -> httpx.AsyncClient:
@@ -158,6 +163,19 @@ class OpenAIModel:
             raise BadRequest(f"{error}; the endpoint does not truncate, so send shorter texts") from error
         with self._expecting_the_protocol():
             return EmbeddingsResponse(embeddings=vectors)
+
+    async def vectors(
+        self, request: EmbeddingsRequest, priority: Priority = Priority.INTERACTIVE, whole: bool = False
+    ) -> Vectors:
+        """The endpoint knows no priorities, and no windows: what is too long for it is its error."""
+        return np.array((await self.embeddings(request)).embeddings, np.float32)
+
+    async def token_spans(self, texts: Sequence[str]) -> list[Spans]:
+        """Words and punctuation marks: nothing tells the endpoint's tokens, of which words have one or two."""
+        return [
+            np.array([match.span() for match in _WORDS.finditer(text)], np.int32).reshape(-1, 2)
+            for text in texts
+        ]
 
     async def _embed(self, texts: list[str], extra: dict[str, Any]) -> list[list[float]]:
         answer = await self._post("embeddings", {"input": texts, "encoding_format": "float", **extra})

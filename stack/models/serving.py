@@ -1,0 +1,63 @@
+"""From a model's id to something that can be called: what routes, vector databases and jobs ask for models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from stack.engine.base import Inference
+from stack.engine.remote.openai import OpenAIModel, api_key
+from stack.errors import BadRequest, NotReady
+from stack.models.registration import to_args
+from stack.schemas.models import ModelType
+from stack.settings import Settings
+from stack.store.model_status import ModelStatus, ModelStatuses
+
+
+class Serving:
+    """The models that can be called now."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        statuses: ModelStatuses,
+        remote: httpx.AsyncClient,
+        inference: Callable[[str], Inference],
+    ) -> None:
+        """`remote` is the client to OpenAI-compatible endpoints, `inference` a replicated model by its id."""
+        self._settings, self._statuses = settings, statuses
+        self._remote, self._inference = remote, inference
+
+    async def __call__(
+        self, model_id: str, model_type: ModelType, provider_data: Mapping[str, Any] | None = None
+    ) -> Inference:
+        """Raises NotFound, NotReady, or BadRequest for a model of the other type.
+
+        A model behind a remote endpoint is called from this process, with the request's own keys.
+        """
+        model, status = await self._statuses.find(model_id)
+        if model.model_type != model_type:
+            raise BadRequest(_WRONG_TYPE[model_type].format(model_id))
+        if model.provider_id == "openai":
+            args = to_args(model)
+            return OpenAIModel(args, self._remote, api_key(args, self._settings, provider_data or {}))
+        if status is None or status.state != "ready":
+            raise _not_ready(model_id, status)
+        return self._inference(model_id)
+
+
+_WRONG_TYPE = {
+    "llm": "model {!r} is an embedding model, which does not generate text: ask it for embeddings",
+    "embedding": "model {!r} is a text model, which gives no embeddings: GET /v1/models names those "
+    "with model_type embedding",
+}
+
+
+def _not_ready(model_id: str, status: ModelStatus | None) -> NotReady:
+    state, detail = (status.state, status.detail) if status else ("pending", None)
+    reason = f": {detail}" if detail else ""
+    if state == "failed":
+        return NotReady(f"model {model_id!r} failed to start{reason}", None)
+    return NotReady(f"model {model_id!r} is not ready yet, it is {state}{reason}")
