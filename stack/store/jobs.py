@@ -42,7 +42,7 @@ class Job:
     lease_until: datetime | None
     cancel_requested: bool
     progress: dict[str, Any]
-    detail: str | None  # why it failed
+    detail: str | None  # why it failed, or what the last attempt stumbled over
     result: dict[str, Any] | None
     created_at: datetime
     started_at: datetime | None
@@ -213,14 +213,23 @@ class Jobs:
             raise LeaseLost(lease.job_id)
         return bool(asked)
 
-    async def release(self, lease: Lease) -> None:
-        """Give the job back, to be gone on with at once; that was no failure of the job. Raises LeaseLost."""
-        fewer = case((jobs.c.fruitless > 0, jobs.c.fruitless - 1), else_=0)
-        await self._change(holds(lease), lease.job_id, runner=None, lease_until=None, fruitless=fewer)
+    async def release(self, lease: Lease, trouble: str | None = None) -> None:
+        """Give the job back, to be gone on with at once. Raises LeaseLost.
+
+        That counts as a fruitless attempt only with `trouble`, which may be over the next time.
+        """
+        free: dict[str, Any] = {"runner": None, "lease_until": None}
+        if trouble is None:
+            free["fruitless"] = case((jobs.c.fruitless > 0, jobs.c.fruitless - 1), else_=0)
+        else:
+            free["detail"] = _text(trouble)
+        await self._change(holds(lease), lease.job_id, **free)
 
     async def finish(self, lease: Lease, result: Mapping[str, Any] | None = None) -> None:
         """Raises LeaseLost, as do the others."""
-        await self._end(holds(lease), lease.job_id, "completed", result=json.dumps(dict(result or {})))
+        await self._end(
+            holds(lease), lease.job_id, "completed", detail=None, result=json.dumps(dict(result or {}))
+        )
 
     async def fail(self, lease: Lease, detail: str) -> None:
         await self._end(holds(lease), lease.job_id, "failed", detail=_text(detail))

@@ -1,0 +1,67 @@
+"""What a job's function is handed: its request, what is done already, and where to show progress."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from stack.settings import Settings
+from stack.store.database import Database
+from stack.store.job_items import JobItems
+from stack.store.jobs import Job, Lease
+
+
+class JobContext:
+    def __init__(self, settings: Settings, database: Database, lease: Lease) -> None:
+        self.settings, self.database = settings, database
+        self._lease, self._items = lease, JobItems(database)
+        self._progress: dict[str, Any] = dict(lease.job.progress)
+        self._stop = threading.Event()
+
+    @property
+    def job(self) -> Job:
+        """The row as it was claimed; `job.request` is what was submitted."""
+        return self._lease.job
+
+    @property
+    def stopping(self) -> bool:
+        """The job is cancelled, handed over or lost.
+
+        Async code is cancelled then; code that blocks looks here between its steps, and returns or raises.
+        """
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def progress(self, **values: Any) -> None:
+        """Show how far the job is, e.g. `progress(done=3, total=10, unit="documents")`.
+
+        Costs nothing: the newest values are written about every second. From any thread.
+        """
+        self._progress = {**self._progress, **values}
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The newest progress."""
+        return self._progress
+
+    async def finished_items(self) -> set[int]:
+        """Numbers of the items that earlier attempts finished, and that are to be left out."""
+        return await self._items.finished(self.job.id)
+
+    async def counts(self) -> tuple[int, int]:
+        """How many items are finished, and how many of them failed."""
+        return await self._items.counts(self.job.id)
+
+    async def finish_items(self, items: Mapping[int, Mapping[str, Any] | None]) -> None:
+        """Note items as done. Their effects must be stored before, in a way that may be repeated.
+
+        Raises LeaseLost, on which the job must stop.
+        """
+        await self._items.finish(self._lease, items)
+
+    async def fail_items(self, errors: Mapping[int, str]) -> None:
+        """Note items that cannot be done, each with its reason. Raises LeaseLost."""
+        await self._items.fail(self._lease, errors)
