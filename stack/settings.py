@@ -40,6 +40,14 @@ class Settings(BaseSettings):
     max_body_mb: float = Field(
         64.0, gt=0, description="Largest request body, MiB; beyond it the answer is 413."
     )
+    max_file_gb: float = Field(
+        64.0, gt=0, description="Largest file that is taken as an upload, GiB; it comes in parts."
+    )
+    public_url: str | None = Field(
+        None,
+        description="Scheme and host in the URLs of answers, e.g. https://stack.example.org. "
+        "Default: those of the request.",
+    )
     hf_token: SecretStr | None = Field(None, description="Token for gated Hugging Face models.")
     openai_api_key: SecretStr | None = Field(
         None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -12,25 +11,15 @@ from typing import Any
 from stack.errors import BadRequest, UpstreamError
 from stack.models.cache import Progress
 from stack.models.hub import FILES
-
-_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+from stack.store.filesystems import driver_errors, open_filesystem
 
 
 class Bucket:
     """One folder of an object store, or one .gguf file in it."""
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
         self.url = url.rstrip("/")
-        scheme = url.partition("://")[0]
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(self.url)
-        except ImportError as error:
-            raise BadRequest(
-                f"{scheme}:// sources need the package {_PACKAGES.get(scheme, scheme)} on the server; "
-                f"install it with pip install {_PACKAGES.get(scheme, scheme)}"
-            ) from error
+        self.fs, self.root = open_filesystem(self.url)
 
     def files(self) -> dict[str, dict[str, Any]]:
         """Relative names of the files that a model may need, with what the store knows of each."""
@@ -81,20 +70,7 @@ class Bucket:
             raise BadRequest(f"there is nothing at {self.url}") from error
         except PermissionError as error:
             raise BadRequest(f"the server's credentials may not read {self.url}") from error
-        except _driver_errors() as error:
+        except driver_errors() as error:
             raise UpstreamError(
                 f"the object store did not give {self.url}: {type(error).__name__}"
             ) from error
-
-
-def _driver_errors() -> tuple[type[Exception], ...]:
-    """What the drivers raise, besides OSError; one that is not loaded raises nothing."""
-    names = (
-        ("botocore.exceptions", "BotoCoreError"),
-        ("botocore.exceptions", "ClientError"),
-        ("aiohttp", "ClientError"),
-        ("gcsfs.retry", "HttpError"),
-        ("google.auth.exceptions", "GoogleAuthError"),
-    )
-    loaded = (getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
-    return (OSError, *loaded)
