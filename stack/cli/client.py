@@ -47,6 +47,11 @@ class Client:
         with self._errors():
             return self._answer(self._http.get(path))
 
+    def text(self, path: str) -> str:
+        with self._errors():
+            response = self._http.get(path)
+            return response.text if response.is_success else str(self._answer(response))
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         with self._errors():
             return self._answer(self._http.post(path, json=body))

@@ -16,7 +16,8 @@ from typing import Any
 import ray
 from ray.util import list_named_actors
 
-from stack.jobs.processes import JobProcess, command, environment, log_path
+from stack.jobs.logs import Copier, log_path
+from stack.jobs.processes import JobProcess, command, environment
 from stack.settings import get_settings
 from stack.store.jobs import Job
 
@@ -31,12 +32,16 @@ class Supervisor:
         self._me = ray.get_runtime_context().current_actor
         address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
         environ = {name: value for name, value in os.environ.items() if name not in _OF_THE_WORKER}
-        log = log_path(get_settings().home, job_id)
+        settings = get_settings()
+        self._log = Copier(settings, job_id)
+        self._log.start()
+        log = log_path(settings.home, job_id)
         self._process = JobProcess(command(kind, job_id), log, environment(address, environ))
         threading.Thread(target=self._wait, name="job", daemon=True).start()
 
     def _wait(self) -> None:
         self._process.wait()
+        self._log.end()
         self._me.end.remote()
 
     def stop(self) -> None:

@@ -25,11 +25,6 @@ def command(kind: str, job_id: str, package: str = "jobs") -> list[str]:
     return [sys.executable, "-P", "-m", f"{package}.{kind}", "--job-id", job_id]
 
 
-def log_path(home: Path, job_id: str) -> Path:
-    """Where all attempts of a job write what they print."""
-    return home / "jobs" / f"{job_id}.log"
-
-
 def environment(extra: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The child's: ours, and a path on which it finds this package and the entry points beside it."""
     root = Path(stack.__file__).resolve().parents[1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ray.exceptions import RayError
@@ -82,7 +83,10 @@ def _generator(stream: AsyncIterator[T]) -> AsyncGenerator[T]:
 
 
 class ReconcilerLoop:
-    """The one replica that keeps the model applications as the registry wants them."""
+    """The one replica that keeps the model applications as the registry wants them, and jobs running.
+
+    The two do not wait for each other.
+    """
 
     def __init__(self, args: ReconcilerArgs) -> None:
         from stack.logs import configure_logging
@@ -90,9 +94,10 @@ class ReconcilerLoop:
 
         self._args, self._settings = args, get_settings()
         configure_logging(self._settings.log_level)
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._models()), loop.create_task(self._jobs())]
 
-    async def _run(self) -> None:
+    async def _models(self) -> None:
         from stack.models.reconciler import Reconciler
         from stack.schemas.models import Model as ModelResource
         from stack.store.database import open_database
@@ -106,14 +111,38 @@ class ReconcilerLoop:
                 ModelStatuses(database),
                 self._args.remote_models,
             )
-            while True:
-                try:
-                    await reconciler.step()
-                except (StackError, RayError, RayServeException):
-                    log.exception("reconciling failed, trying again")
-                await asyncio.sleep(self._args.interval_s)
+            await self._repeat(reconciler.step)
+
+    async def _jobs(self) -> None:
+        from stack.jobs.cluster import RayLauncher
+        from stack.jobs.logs import sweep
+        from stack.jobs.reconciler import Reconciler
+        from stack.store.database import open_database
+        from stack.store.jobs import Jobs
+        from stack.store.storage import open_storage
+
+        settings = self._settings
+        async with open_database(settings) as database, open_storage(settings) as storage:
+            reconciler = Reconciler(
+                RayLauncher(),
+                Jobs(database),
+                attempts=settings.job_attempts,
+                at_once=settings.jobs_at_once,
+                retention=timedelta(days=settings.job_retention_days),
+                sweep_files=lambda job_id: sweep(settings, storage, job_id),
+            )
+            await self._repeat(reconciler.step)
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await step()
+            except (StackError, RayError, RayServeException):
+                log.exception("reconciling failed, trying again")
+            await asyncio.sleep(self._args.interval_s)
 
     async def check_health(self) -> None:
-        """Serve restarts the replica when its loop has died."""
-        if self._task.done():
-            self._task.result()
+        """Serve restarts the replica when one of its loops has died."""
+        for task in self._tasks:
+            if task.done():
+                task.result()

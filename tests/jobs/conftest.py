@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stack.jobs.processes import JobProcess, command, environment, log_path
+from stack.jobs.logs import log_path
+from stack.jobs.processes import JobProcess, command, environment
 from stack.jobs.reconciler import Reconciler
 from stack.settings import Settings
 from stack.store.database import Database, open_database

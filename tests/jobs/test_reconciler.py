@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 
 from stack.errors import BadRequest
-from stack.jobs.processes import log_path
+from stack.jobs.logs import log_path
 from stack.store.jobs import LeaseLost
 from tests.jobs.conftest import Farm
 
