@@ -89,7 +89,13 @@ class BoundedChild:
             raise RuntimeError(reply["failed"])
         return reply["result"]
 
+    def abort(self) -> None:
+        """Kill the child, also in the middle of another thread's call, which then raises Exceeded."""
+        if (child := self._child) is not None:
+            child.kill()
+
     def close(self) -> None:
+        """End the child once nobody calls it any more."""
         with self._lock:
             if self._child is not None:
                 self._discard(self._child)

@@ -70,13 +70,13 @@ def fetch(source: HubSource, progress: Progress) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     file = source.file
-    with _kind_errors(source):
+    with hub_errors(source):
         common: dict[str, Any] = {
-            "revision": source.revision, "token": _token(), "endpoint": _endpoint(),
-            "local_files_only": _offline(), "tqdm_class": _bar(progress),
+            "revision": source.revision, "token": hub_token(), "endpoint": hub_endpoint(),
+            "local_files_only": _offline(), "tqdm_class": progress_bar(progress),
         }  # fmt: skip
         if file is None and not _offline():
-            api = HfApi(endpoint=_endpoint(), token=_token())
+            api = HfApi(endpoint=hub_endpoint(), token=hub_token())
             file = gguf_file(source, frozenset(api.list_repo_files(source.repo, revision=source.revision)))
         if file is not None:
             return Path(hf_hub_download(source.repo, file, **common))
@@ -110,8 +110,8 @@ def inspect(source: HubSource, timeout_s: float) -> Listing:
     """List a repository and read its configuration files; UpstreamError when the hub does not answer."""
     from huggingface_hub import HfApi, hf_hub_download
 
-    with _kind_errors(source):
-        info = HfApi(endpoint=_endpoint(), token=_token()).model_info(
+    with hub_errors(source):
+        info = HfApi(endpoint=hub_endpoint(), token=hub_token()).model_info(
             source.repo, revision=source.revision, timeout=timeout_s
         )
         names = frozenset(sibling.rfilename for sibling in info.siblings or ())
@@ -121,8 +121,8 @@ def inspect(source: HubSource, timeout_s: float) -> Listing:
                 source.repo,
                 name,
                 revision=info.sha,
-                token=_token(),
-                endpoint=_endpoint(),
+                token=hub_token(),
+                endpoint=hub_endpoint(),
                 etag_timeout=timeout_s,
             )
             configs[name] = Path(path).read_bytes()
@@ -142,17 +142,17 @@ def _offline() -> bool:
     return bool(is_offline_mode())
 
 
-def _endpoint() -> str | None:
+def hub_endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def _token() -> str | None:
+def hub_token() -> str | None:
     token = get_settings().hf_token
     return token.get_secret_value() if token is not None else None
 
 
 @contextmanager
-def _kind_errors(source: HubSource) -> Iterator[None]:
+def hub_errors(source: HubSource, kind: str = "model") -> Iterator[None]:
     """Say what a caller can do about the hub's errors."""
     from huggingface_hub import errors
 
@@ -169,7 +169,7 @@ def _kind_errors(source: HubSource) -> Iterator[None]:
         raise BadRequest(f"{repo} has no revision {revision!r}") from error
     except errors.RepositoryNotFoundError as error:
         raise BadRequest(
-            f"the hub has no model {repo!r}, or it is private and STACK_HF_TOKEN may not read it"
+            f"the hub has no {kind} {repo!r}, or it is private and STACK_HF_TOKEN may not read it"
         ) from error
     except errors.RemoteEntryNotFoundError as error:
         raise BadRequest(f"{repo} has no file {source.file!r}") from error
@@ -179,7 +179,7 @@ def _kind_errors(source: HubSource) -> Iterator[None]:
         raise UpstreamError(f"the hub did not give {repo!r}: {type(error).__name__}") from error
 
 
-def _bar(progress: Progress) -> type:
+def progress_bar(progress: Progress) -> type:
     """A tqdm that draws nothing and reports bytes."""
     from tqdm.auto import tqdm
 
