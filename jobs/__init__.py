@@ -1,0 +1,1 @@
+"""Entry points of jobs: `python -m jobs.<kind> --job-id ID`. The work itself is in `stack`."""
