@@ -1,4 +1,4 @@
-"""LanceDB: the tables of vectors and of dataset rows, in a folder of STACK_HOME or below STACK_STORAGE_URL."""
+"""LanceDB: tables of vectors and of dataset rows, in a folder of STACK_HOME or below STACK_STORAGE_URL."""
 
 from __future__ import annotations
 
@@ -45,8 +45,16 @@ class Lance:
 
     async def create(self, name: str, schema: pa.Schema) -> AsyncTable:
         """A new, empty table; one of that name that is there is returned as it is."""
-        connection = await self.connection()
-        return await connection.create_table(name, schema=schema, exist_ok=True)
+        try:
+            return await self.table(name)
+        except TableGone:
+            connection = await self.connection()
+        try:
+            return await connection.create_table(name, schema=schema)
+        except ValueError as error:
+            if "already exists" not in str(error):
+                raise
+            return await self.table(name)  # another process was faster
 
     async def table(self, name: str) -> AsyncTable:
         """Raises TableGone when another process has dropped it."""

@@ -1,0 +1,94 @@
+"""One table's answers to a query: the nearest vectors, and the texts that share words with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from stack.vector.filters import to_sql
+from stack.vector.params import QueryParams
+from stack.vector.rows import READ_COLUMNS
+from stack.vector.state import IndexState, Located
+
+if TYPE_CHECKING:
+    from lancedb.query import AsyncFTSQuery, AsyncVectorQuery
+    from lancedb.table import AsyncTable
+    from numpy.typing import NDArray
+
+MAX_QUERY_TERMS = 256  # of the keyword leg: a longer text's first ones
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row that a leg found. `row_id` holds until the table is compacted."""
+
+    table_name: str
+    id: str
+    row_id: int
+    score: float  # the leg's own: cosine similarity, or BM25
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The same for a row that several legs found."""
+        return self.table_name, self.id
+
+
+async def nearest(
+    table: AsyncTable, located: Located, vector: NDArray[Any], depth: int, params: QueryParams
+) -> list[Hit]:
+    """Up to `depth` rows by cosine similarity, best first; `vector` has unit length."""
+    query = with_index(table.query().nearest_to(vector).distance_type("l2"), located.index, params)
+    if (where := condition(located, params)) is not None:
+        query = query.where(where)
+    found = await query.limit(depth).with_row_id().select(["id", "_distance"]).to_arrow()
+    # Of unit vectors, the squared distance is 2 - 2 cos.
+    return [
+        Hit(located.table_name, row["id"], row["_rowid"], max(-1.0, min(1.0, 1.0 - row["_distance"] / 2)))
+        for row in found.to_pylist()
+    ]
+
+
+def with_index(query: AsyncVectorQuery, index: IndexState, params: QueryParams) -> AsyncVectorQuery:
+    """The query as the index is to be searched."""
+    if params.exact or index.kind == "flat":
+        return query.bypass_vector_index()
+    query = query.nprobes(index.nprobes)
+    refine = params.refine or index.refine_factor
+    return query.refine_factor(refine) if refine else query
+
+
+async def sharing_words(
+    table: AsyncTable, located: Located, text: str, depth: int, params: QueryParams
+) -> list[Hit]:
+    """Up to `depth` rows by BM25, best first; none when the query has no words."""
+    from lancedb.query import MatchQuery
+
+    words = re.findall(r"\w+", text)[:MAX_QUERY_TERMS]
+    if not words:
+        return []
+    match = MatchQuery(" ".join(words), "text")  # type: ignore[call-arg]  # mypy does not see the defaults
+    query: AsyncFTSQuery = table.query().nearest_to_text(match)
+    if (where := condition(located, params)) is not None:
+        query = query.where(where)
+    found = await query.limit(depth).with_row_id().select(["id", "_score"]).to_arrow()
+    return [Hit(located.table_name, row["id"], row["_rowid"], row["_score"]) for row in found.to_pylist()]
+
+
+def condition(located: Located, params: QueryParams) -> str | None:
+    """What a row must fulfil, in SQL."""
+    parts = []
+    if located.expires:
+        parts.append(f"(expires_at IS NULL OR expires_at > {int(datetime.now(UTC).timestamp() * 1000)})")
+    if params.filters is not None:
+        parts.append(to_sql(params.filters))
+    return " AND ".join(parts) or None
+
+
+async def read(table: AsyncTable, hits: Sequence[Hit]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of one table's hits by key; one that was moved or deleted meanwhile is left out."""
+    rows = await table.take_row_ids([hit.row_id for hit in hits]).select(READ_COLUMNS).to_arrow()
+    wanted = {hit.id: hit.key for hit in hits}
+    return {wanted[row["id"]]: row for row in rows.to_pylist() if row["id"] in wanted}
