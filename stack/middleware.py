@@ -87,7 +87,7 @@ class BodyLimit:
         if length.isdigit() and int(length) > self.limit:
             from stack.api.errors import response_for
 
-            await response_for(TooLarge(self._detail()))(scope, receive, send)
+            await response_for(TooLarge(self._detail(scope)))(scope, receive, send)
             return
         received = 0
 
@@ -97,13 +97,18 @@ class BodyLimit:
             received += len(message.get("body", b""))
             if received > self.limit:
                 # FastAPI would turn any other error of reading a body into a 400.
-                raise HTTPException(TooLarge.status, self._detail())
+                raise HTTPException(TooLarge.status, self._detail(scope))
             return message
 
         await self.app(scope, receive_counted, send)
 
-    def _detail(self) -> str:
-        return f"the request body is larger than {self.limit / 2**20:g} MiB, the most that this server takes"
+    def _detail(self, scope: Scope) -> str:
+        detail = (
+            f"the request body is larger than {self.limit / 2**20:g} MiB, the most that this server takes"
+        )
+        if scope["path"].startswith("/v1/files/session:"):
+            detail += "; a file is sent in several requests, each with a part of it"
+        return detail
 
 
 class Disconnects:
