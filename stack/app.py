@@ -8,13 +8,44 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from stack.api import docs, errors, inference, inspect, models, openapi, providers
+from stack.api import (
+    datasetio,
+    datasets,
+    docs,
+    errors,
+    files,
+    inference,
+    inspect,
+    jobs,
+    models,
+    openapi,
+    providers,
+    rag,
+    vector_dbs,
+    vector_io,
+)
 from stack.context import Stack, open_stack
 from stack.logs import configure_logging
 from stack.middleware import BodyLimit, Disconnects, Tracing
 from stack.settings import get_settings
 
-ROUTERS = (docs.router, inference.router, inspect.router, models.router, providers.router)
+ROUTERS = tuple(
+    module.router
+    for module in (
+        datasetio,
+        datasets,
+        docs,
+        files,
+        inference,
+        inspect,
+        jobs,
+        models,
+        providers,
+        rag,
+        vector_dbs,
+        vector_io,
+    )
+)
 
 
 def create_app(open_stack: Callable[[], AbstractAsyncContextManager[Stack]] = open_stack) -> FastAPI:

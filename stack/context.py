@@ -7,19 +7,28 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import httpx
 from fastapi import Depends, Request
 from pydantic_core import from_json
 
+from stack.datasets.datasets import Datasets
 from stack.engine.base import Inference
-from stack.engine.remote.openai import OpenAIModel, api_key, open_client
+from stack.engine.remote.openai import open_client
 from stack.errors import BadRequest, NotReady
-from stack.models.registration import to_args
-from stack.schemas.models import Model, ModelType
+from stack.files.blobs import Blobs
+from stack.files.files import Files
+from stack.files.uploads import Uploads
+from stack.models.serving import Serving
+from stack.rag.rag import Rag, open_rag
+from stack.schemas.models import Model
 from stack.settings import Settings, get_settings
 from stack.store.database import Database, open_database
-from stack.store.model_status import ModelStatus, ModelStatuses
+from stack.store.jobs import Jobs
+from stack.store.lance import Lance, open_lance
+from stack.store.model_status import ModelStatuses
 from stack.store.registry import Registry
+from stack.store.storage import Storage, open_storage
+from stack.vector.databases import VectorDatabases
+from stack.vector.store import VectorStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,40 +37,16 @@ class Stack:
     database: Database
     models: Registry[Model]
     model_status: ModelStatuses
-    remote: httpx.AsyncClient  # to models behind OpenAI-compatible endpoints
-    inference: Callable[[str], Inference]  # of a model that replicas serve, by its id
-
-    async def serving(
-        self, model_id: str, model_type: ModelType, provider_data: Mapping[str, Any] | None = None
-    ) -> Inference:
-        """A model that can be called. Raises NotFound, NotReady, or BadRequest for one of the other type.
-
-        A model behind a remote endpoint is called from this process, with the request's own keys.
-        """
-        model, status = await self.model_status.find(model_id)
-        if model.model_type != model_type:
-            raise BadRequest(_WRONG_TYPE[model_type].format(model_id))
-        if model.provider_id == "openai":
-            args = to_args(model)
-            return OpenAIModel(args, self.remote, api_key(args, self.settings, provider_data or {}))
-        if status is None or status.state != "ready":
-            raise _not_ready(model_id, status)
-        return self.inference(model_id)
-
-
-_WRONG_TYPE = {
-    "llm": "model {!r} is an embedding model, which does not generate text: ask it for embeddings",
-    "embedding": "model {!r} is a text model, which gives no embeddings: GET /v1/models names those "
-    "with model_type embedding",
-}
-
-
-def _not_ready(model_id: str, status: ModelStatus | None) -> NotReady:
-    state, detail = (status.state, status.detail) if status else ("pending", None)
-    reason = f": {detail}" if detail else ""
-    if state == "failed":
-        return NotReady(f"model {model_id!r} failed to start{reason}", None)
-    return NotReady(f"model {model_id!r} is not ready yet, it is {state}{reason}")
+    storage: Storage
+    lance: Lance
+    files: Files
+    uploads: Uploads
+    datasets: Datasets
+    jobs: Jobs
+    serving: Serving
+    vector_dbs: VectorDatabases
+    vectors: VectorStore
+    rag: Rag
 
 
 def no_inference(model_id: str) -> Inference:
@@ -77,9 +62,35 @@ async def open_stack(
 ) -> AsyncGenerator[Stack]:
     """Open the stores; everything is closed again at the end. `session` is the running cluster's."""
     settings = settings or get_settings()
-    async with open_database(settings) as database, open_client(settings) as remote:
-        models, statuses = Registry(database, Model), ModelStatuses(database, session)
-        yield Stack(settings, database, models, statuses, remote, inference)
+    async with (
+        open_database(settings) as database,
+        open_storage(settings) as storage,
+        open_client(settings) as remote,
+        open_lance(settings) as lance,
+    ):
+        statuses = ModelStatuses(database, session)
+        serving = Serving(settings, statuses, remote, inference)
+        blobs = Blobs(database, storage)
+        files = Files(database, blobs)
+        vector_dbs = VectorDatabases(database, lance, statuses)
+        vectors = VectorStore(database, lance, serving)
+        async with open_rag(settings, files, vector_dbs, vectors, serving) as rag:
+            yield Stack(
+                settings=settings,
+                database=database,
+                models=Registry(database, Model),
+                model_status=statuses,
+                storage=storage,
+                lance=lance,
+                files=files,
+                uploads=Uploads(database, blobs, files, int(settings.max_file_gb * 2**30)),
+                datasets=Datasets(settings, database, lance, files),
+                jobs=Jobs(database),
+                serving=serving,
+                vector_dbs=vector_dbs,
+                vectors=vectors,
+                rag=rag,
+            )
 
 
 # Dependencies are async, since FastAPI calls others in a thread.
@@ -94,6 +105,18 @@ async def _models(request: Request) -> Registry[Model]:
 
 async def _model_status(request: Request) -> ModelStatuses:
     return (await _stack(request)).model_status
+
+
+async def _files(request: Request) -> Files:
+    return (await _stack(request)).files
+
+
+async def _datasets(request: Request) -> Datasets:
+    return (await _stack(request)).datasets
+
+
+async def _jobs(request: Request) -> Jobs:
+    return (await _stack(request)).jobs
 
 
 async def _provider_data(request: Request) -> Mapping[str, Any]:
@@ -116,4 +139,7 @@ async def _provider_data(request: Request) -> Mapping[str, Any]:
 CurrentStack = Annotated[Stack, Depends(_stack)]
 Models = Annotated[Registry[Model], Depends(_models)]
 Statuses = Annotated[ModelStatuses, Depends(_model_status)]
+StoredFiles = Annotated[Files, Depends(_files)]
+RowDatasets = Annotated[Datasets, Depends(_datasets)]
+StoredJobs = Annotated[Jobs, Depends(_jobs)]
 ProviderData = Annotated[Mapping[str, Any], Depends(_provider_data)]

@@ -9,6 +9,7 @@ from pydantic import JsonValue, SecretStr
 
 from stack.models.args import ModelArgs
 from stack.settings import Settings
+from stack.vector.params import QueryParams
 
 MASK = "********"
 
@@ -38,10 +39,35 @@ def _openai(settings: Settings) -> dict[str, JsonValue]:
     return {"api_key": masked(settings.openai_api_key)}
 
 
+def _storage(settings: Settings) -> dict[str, JsonValue]:
+    """Not the URL itself, which may carry a key."""
+    scheme = settings.storage_url.partition("://")[0] if settings.storage_url else "file"
+    return {"protocol": scheme, "max_file_gb": settings.max_file_gb}
+
+
+def _datasets(settings: Settings) -> dict[str, JsonValue]:
+    return {"max_dataset_gb": settings.max_dataset_gb}
+
+
+def _vectors(settings: Settings) -> dict[str, JsonValue]:
+    """What a query does unless its params say otherwise."""
+    names = ("max_chunks", "mode")
+    return {name: QueryParams.model_fields[name].default for name in names}
+
+
+def _rag(settings: Settings) -> dict[str, JsonValue]:
+    return {"max_document_mb": settings.max_document_mb}
+
+
 PROVIDERS: tuple[Provider, ...] = (
+    Provider("files", "fsspec", "inline::fsspec", _storage),
     Provider("inference", "transformers", "inline::transformers", _serving_defaults),
     Provider("inference", "sentence-transformers", "inline::sentence-transformers", _serving_defaults),
     Provider("inference", "openai", "remote::openai", _openai),
+    Provider("datasets", "lancedb", "inline::lancedb", _datasets),
+    Provider("datasetio", "lancedb", "inline::lancedb", _datasets),
+    Provider("vector_io", "lancedb", "inline::lancedb", _vectors),
+    Provider("tool_runtime", "rag-runtime", "inline::rag-runtime", _rag),
 )
 
 

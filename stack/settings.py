@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     max_file_gb: float = Field(
         64.0, gt=0, description="Largest file that is taken as an upload, GiB; it comes in parts."
     )
+    max_dataset_gb: float = Field(
+        10.0, gt=0, description="Largest dataset that is registered, GiB, as a file and as the JSON of its rows."
+    )
+    max_document_mb: float = Field(
+        32.0, gt=0, description="Largest document that the RAG tool fetches from a URL, MiB."
+    )
     public_url: str | None = Field(
         None,
         description="Scheme and host in the URLs of answers, e.g. https://stack.example.org. "
@@ -60,6 +66,13 @@ class Settings(BaseSettings):
     kernels: bool = Field(
         True,
         description="Compile and use the C kernels for bfloat16 on CPU; false: PyTorch's operators only.",
+    )
+    jobs_at_once: int = Field(4, ge=1, description="How many jobs work at the same time; the others wait.")
+    job_attempts: int = Field(
+        5, ge=1, description="A job fails when it died so often in a row without finishing anything."
+    )
+    job_retention_days: float = Field(
+        7.0, ge=0, description="How long the input, items and log of an ended job are kept; its row stays."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least level that is logged."

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from stack.errors import BadRequest, StackError
 from stack.jobs.logs import files_of
 from stack.rag.ingest import check_ids
 from stack.rag.load import inline_chars
 from stack.schemas.tools import InsertRequest, RAGDocument
+from stack.store.job_items import JobItems
 from stack.store.jobs import Job, Jobs, new_id
 from stack.store.storage import Storage
 from stack.vector.databases import VectorDatabases
@@ -18,6 +20,11 @@ LARGE_DOCUMENTS = 200
 LARGE_CHARS = 8 << 20
 WAIT_S = 45.0  # shorter than clients and proxies wait
 POLL_S = 0.25
+SHOWN_ERRORS = 3
+
+
+class IngestFailed(StackError):
+    title = "Ingest Failed"
 
 
 def is_large(documents: Sequence[RAGDocument]) -> bool:
@@ -42,6 +49,23 @@ async def wait(job: Job, jobs: Jobs) -> Job:
         await asyncio.sleep(POLL_S)
         job = await jobs.get(job.id)
     return job
+
+
+async def check(job: Job, jobs: Jobs) -> None:
+    """Raises what went wrong in a job that ended: all of it, or some of its documents."""
+    if job.status == "failed":
+        raise IngestFailed(f"job {job.id} failed: {job.detail or 'its log tells why'}")
+    if job.status == "cancelled":
+        raise BadRequest(f"job {job.id} was cancelled; some documents may have been inserted")
+    items = JobItems(jobs.database)
+    _, failed = await items.counts(job.id)
+    if failed:
+        page = await items.page(job.id, failed=True, limit=SHOWN_ERRORS)
+        more = f"; and {failed - len(page)} more" if failed > len(page) else ""
+        errors = "; ".join(item.error or "" for item in page)
+        raise BadRequest(
+            f"not inserted were {failed} documents, the others are (job {job.id}): {errors}{more}"
+        )
 
 
 def described(job: Job) -> dict[str, str]:

@@ -117,5 +117,10 @@ def _by_name(declared: str | None, fetched: str | None, url: str) -> tuple[Kind 
     return _SUFFIXES.get(suffix, Kind.TEXT), ""
 
 
+def named_kind(media_type: str | None) -> Kind | None:
+    """The kind of a media type that names one."""
+    return _TYPES.get(_bare(media_type))
+
+
 def _bare(media_type: str | None) -> str:
     return (media_type or "").partition(";")[0].strip().lower()

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
 
 from stack.bounded import BoundedChild, Exceeded, Limits, Refused
 from stack.errors import BadRequest
@@ -19,12 +18,6 @@ CHILDREN = 2
 
 _HEADING = re.compile(r"^#{1,6}[ \t]+(\S[^\n]{0,500})", re.MULTILINE)
 _UNWANTED = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff\ufeff]")
-_REASONS = {
-    "time": f"reading it takes more than {LIMITS.cpu_s:g} s",
-    "memory": f"reading it takes more than {LIMITS.memory_bytes >> 20} MiB of memory",
-    "stack": "it is nested too deep",
-    "other": "its parser broke down",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +42,10 @@ class Text:
 class Parser:
     """Reads documents, a few at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self._limits = limits
         self._idle: asyncio.Queue[BoundedChild] = asyncio.Queue()
-        self._children = [BoundedChild(LIMITS, ["stack.rag.formats"]) for _ in range(CHILDREN)]
+        self._children = [BoundedChild(limits, ["stack.rag.formats"]) for _ in range(CHILDREN)]
         for child in self._children:
             self._idle.put_nowait(child)
 
@@ -68,10 +62,6 @@ class Parser:
         text = _clean(found["text"])
         return Text(text, _one_line(found["title"]) or (None if kind is Kind.TEXT else _first_heading(text)))
 
-    async def parse_text(self, text: str, declared: str | None) -> Text:
-        """Text that came inside a request, which has no charset."""
-        return await self.parse(Source(text.encode("utf-8", "replace"), declared, charset="utf-8"))
-
     async def _read(self, format_name: str, source: Source) -> dict[str, str | None]:
         child = await self._idle.get()
         try:
@@ -82,7 +72,7 @@ class Parser:
             await asyncio.wait([work])
             raise
         except Exceeded as error:
-            raise BadRequest(_REASONS[error.limit]) from error
+            raise BadRequest(_reason(error.limit, self._limits)) from error
         except Refused as error:
             raise BadRequest(str(error)) from error
         except RuntimeError as error:  # an error that the parsing library has no name for
@@ -101,6 +91,14 @@ def _call(child: BoundedChild, format_name: str, source: Source) -> dict[str, st
         "stack.rag.formats:read", format_name, content, source.charset, MAX_TEXT_CHARS
     )
     return found
+
+
+def _reason(limit: str, limits: Limits) -> str:
+    if limit == "time":
+        return f"reading it takes more than {limits.cpu_s:g} s"
+    if limit == "memory":
+        return f"reading it takes more than {limits.memory_bytes >> 20} MiB of memory"
+    return "it is nested too deep" if limit == "stack" else "its parser broke down"
 
 
 def _plain(text: str, kind: Kind) -> Text:
@@ -122,8 +120,3 @@ def _first_heading(text: str) -> str | None:
 
 def _one_line(title: str | None) -> str | None:
     return " ".join((title or "").split())[:500] or None
-
-
-def file_name(url: str) -> str | None:
-    """The last part of a URL's path."""
-    return unquote(urlsplit(url).path.rpartition("/")[2]) or None

@@ -23,9 +23,9 @@ def decode(content: bytes, declared: str | None, is_html: bool = False) -> str:
     UTF-8 goes before what is declared: no other charset's text passes for it by chance, and servers
     declare ISO-8859-1 for everything.
     """
-    for mark, charset in _BOMS:
+    for mark, utf in _BOMS:
         if content.startswith(mark):
-            return content.decode(charset, "replace")
+            return content.decode(utf, "replace")
     if b"\0" not in content[:1024]:  # UTF-16 of ASCII is valid UTF-8
         try:
             return content.decode("utf-8")
