@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from stack.settings import Settings
 from stack.store.database import Database
-from stack.store.job_items import JobItems
+from stack.store.job_items import Item, JobItems
 from stack.store.jobs import Job, Lease
 
 
@@ -47,9 +47,13 @@ class JobContext:
         """The newest progress."""
         return self._progress
 
-    async def finished_items(self) -> set[int]:
-        """Numbers of the items that earlier attempts finished, and that are to be left out."""
-        return await self._items.finished(self.job.id)
+    async def finished_items(self) -> AsyncGenerator[Item]:
+        """The items that earlier attempts finished, with what came of each: they are to be left out."""
+        last = -1
+        while page := await self._items.page(self.job.id, after=last):
+            for item in page:
+                yield item
+            last = page[-1].item
 
     async def counts(self) -> tuple[int, int]:
         """How many items are finished, and how many of them failed."""

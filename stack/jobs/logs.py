@@ -6,10 +6,13 @@ import asyncio
 import logging
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stack.errors import StackError
 from stack.settings import Settings
-from stack.store.storage import Lost, Storage, open_storage
+
+if TYPE_CHECKING:
+    from stack.store.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ def files_of(job_id: str) -> str:
 async def tail(settings: Settings, storage: Storage, job_id: str, max_bytes: int) -> str:
     """The end of a job's log, whole lines; empty if there is none (yet)."""
     if settings.storage_url:
+        from stack.store.storage import Lost
+
         try:
             data = await storage.read(_copy_of(job_id))
         except Lost:
@@ -67,6 +72,8 @@ class Copier:
             self._thread.join(timeout=30.0)
 
     async def _run(self) -> None:
+        from stack.store.storage import open_storage
+
         async with open_storage(self._settings) as storage:
             before, copied = await self._earlier(storage), b""
             while True:

@@ -48,16 +48,16 @@ class Outcome:
 Load = Callable[[str, Sequence[Place]], AsyncGenerator[list[Outcome]]]
 """The documents at places of the file at a path of the storage, some at a time, in any order."""
 
-Store = Callable[[str, Sequence[Loaded], int], Awaitable[int]]
-"""`Ingest.store`: into a vector database, in chunks of so many tokens; returns the number of chunks."""
+Store = Callable[[str, Sequence[Loaded], int], Awaitable[list[int]]]
+"""`Ingest.store`: into a vector database, in chunks of so many tokens; returns how many each document has."""
 
 
 async def ingest(context: JobContext, storage: Storage, load: Load, store: Store) -> dict[str, Any]:
     """Ingest what no earlier attempt has. The result counts documents, chunks, and documents that failed."""
     path = documents_path(context.job.id)
-    done = await context.finished_items()
+    done = {item.item: (item.result or {}).get("chunks", 0) async for item in context.finished_items()}
     places = [place async for place in find_places(storage, path) if place.item not in done]
-    ingestion = _Ingestion(context, store, len(done))
+    ingestion = _Ingestion(context, store, done)
     if places:
         await ingestion.run(load(path, places))
     finished, failed = await context.counts()
@@ -78,13 +78,13 @@ async def find_places(storage: Storage, path: str) -> AsyncGenerator[Place]:
 class _Ingestion:
     """One attempt: outcomes of workers come in, some groups of documents are being written at any time."""
 
-    def __init__(self, context: JobContext, store: Store, done: int) -> None:
+    def __init__(self, context: JobContext, store: Store, done: dict[int, int]) -> None:
         self._context, self._store = context, store
-        request, progress = context.job.request, context.job.progress
+        request = context.job.request
         self._vector_db_id: str = request["vector_db_id"]
         self._chunk_size: int = request["chunk_size_in_tokens"]
-        self._done, self._total = done, request["documents"]
-        self.chunks: int = progress.get("chunks", 0)  # of earlier attempts: what they had shown
+        self._done, self._total = len(done), request["documents"]
+        self.chunks = sum(done.values())
         self._show()
 
     async def run(self, loaded: AsyncGenerator[list[Outcome]]) -> None:
@@ -102,31 +102,32 @@ class _Ingestion:
         errors = {outcome.item: outcome.error for outcome in outcomes if outcome.error is not None}
         good = {outcome.item: outcome.loaded for outcome in outcomes if outcome.loaded is not None}
         try:
-            written = await self._patiently(list(good.values()))
-            await self._context.finish_items(dict.fromkeys(good))
+            await self._keep(good)
         except TRANSIENT:
             raise
         except StackError:
-            written = await self._one_by_one(good, errors)
+            await self._one_by_one(good, errors)
         await self._context.fail_items(errors)
-        self.chunks += written
         self._done += len(outcomes)
         self._show()
 
-    async def _one_by_one(self, good: dict[int, Loaded], errors: dict[int, str]) -> int:
+    async def _keep(self, good: dict[int, Loaded]) -> None:
+        chunks = await self._patiently(list(good.values()))
+        counts = dict(zip(good, chunks, strict=True))
+        await self._context.finish_items({item: {"chunks": count} for item, count in counts.items()})
+        self.chunks += sum(chunks)
+
+    async def _one_by_one(self, good: dict[int, Loaded], errors: dict[int, str]) -> None:
         """One of these documents is refused: find out which, and keep the others."""
-        written = 0
         for item, loaded in good.items():
             try:
-                written += await self._patiently([loaded])
-                await self._context.finish_items({item: None})
+                await self._keep({item: loaded})
             except TRANSIENT:
                 raise
             except StackError as error:
                 errors[item] = str(error)
-        return written
 
-    async def _patiently(self, documents: Sequence[Loaded]) -> int:
+    async def _patiently(self, documents: Sequence[Loaded]) -> list[int]:
         """Store documents; while the model is overloaded or away, wait for it."""
         deadline, pause_s = asyncio.get_running_loop().time() + PATIENCE_S, 0.5
         while documents:
@@ -137,7 +138,7 @@ class _Ingestion:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 10.0)
-        return 0
+        return []
 
     def _show(self) -> None:
         self._context.progress(done=self._done, total=self._total, unit="documents", chunks=self.chunks)

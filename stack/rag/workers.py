@@ -48,10 +48,9 @@ def _groups(path: str, places: Sequence[Place]) -> Iterator[list[Outcome]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     workers = max(1, int(_cpus()) // CPUS_PER_WORKER)
-    rows = [{"place": astuple(place)} for place in places]
+    rows = [{"path": path, "place": astuple(place)} for place in places]
     loaded = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // DOCUMENTS_AT_A_TIME)).map_batches(
         Worker,
-        fn_constructor_args=(path,),
         batch_size=None,  # a group
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=CPUS,
@@ -70,8 +69,7 @@ def _cpus() -> float:
 class Worker:
     """Ray Data calls it with a group of places. It has stores and an event loop of its own."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._open = AsyncExitStack()
         self._loop.run_until_complete(self._start())
@@ -86,15 +84,15 @@ class Worker:
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         places = [Place(*map(int, place)) for place in batch["place"]]
-        outcomes = self._loop.run_until_complete(self._load(places))
+        outcomes = self._loop.run_until_complete(self._load(list(batch["path"]), places))
         return {"outcome": [pickle.dumps(outcome) for outcome in outcomes]}
 
-    async def _load(self, places: Sequence[Place]) -> list[Outcome]:
-        return list(await asyncio.gather(*map(self._outcome, places)))
+    async def _load(self, paths: Sequence[str], places: Sequence[Place]) -> list[Outcome]:
+        return list(await asyncio.gather(*map(self._outcome, paths, places)))
 
-    async def _outcome(self, place: Place) -> Outcome:
+    async def _outcome(self, path: str, place: Place) -> Outcome:
         """A document whose server does not answer is tried again; then that is the document's error."""
-        line = await self._storage.read(self._path, place.start, place.end)
+        line = await self._storage.read(path, place.start, place.end)
         document = RAGDocument.model_validate_json(line)
         for tries_left in reversed(range(FETCH_TRIES)):
             try:

@@ -24,7 +24,7 @@ async def job_stack(settings: Settings) -> AsyncGenerator[Stack]:
         address=os.environ.get("RAY_ADDRESS", "auto"),
         namespace="serve",
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
     )
     # In a thread, where Ray cannot take SIGTERM, on which the job is given back.
     await asyncio.to_thread(connect)

@@ -22,7 +22,7 @@ log = logging.getLogger("stack.tests")
 async def count(context: JobContext) -> dict[str, Any]:
     """Each item leaves a line in the file before it is noted, as a real effect would be stored."""
     request = context.job.request
-    done = await context.finished_items()
+    done = {item.item async for item in context.finished_items()}
     log.info("attempt %d: %d items are there", context.job.attempt, len(done))
     behave(request, context)
     for item in range(request["items"]):
