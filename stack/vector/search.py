@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stack.vector.filters import to_sql
 from stack.vector.params import QueryParams
 from stack.vector.rows import READ_COLUMNS
 from stack.vector.state import IndexState, Located
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from lancedb.query import AsyncFTSQuery, AsyncVectorQuery
     from lancedb.table import AsyncTable
     from numpy.typing import NDArray
@@ -21,14 +24,15 @@ if TYPE_CHECKING:
 MAX_QUERY_TERMS = 256  # of the keyword leg: a longer text's first ones
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Hit:
-    """A row that a leg found. `row_id` holds until the table is compacted."""
+    """A row that one of the two searches found. `row_id` holds until the table is compacted."""
 
     table_name: str
     id: str
     row_id: int
-    score: float  # the leg's own: cosine similarity, or BM25
+    score: float  # the search's own: cosine similarity, or BM25
+    vector: NDArray[np.float32]  # the chunk's, unit length
 
     @property
     def key(self) -> tuple[str, str]:
@@ -43,12 +47,10 @@ async def nearest(
     query = with_index(table.query().nearest_to(vector).distance_type("l2"), located.index, params)
     if (where := condition(located, params)) is not None:
         query = query.where(where)
-    found = await query.limit(depth).with_row_id().select(["id", "_distance"]).to_arrow()
+    found = await query.limit(depth).with_row_id().select(["id", "vector", "_distance"]).to_arrow()
     # Of unit vectors, the squared distance is 2 - 2 cos.
-    return [
-        Hit(located.table_name, row["id"], row["_rowid"], max(-1.0, min(1.0, 1.0 - row["_distance"] / 2)))
-        for row in found.to_pylist()
-    ]
+    scores = np.clip(1.0 - found["_distance"].to_numpy() / 2, -1.0, 1.0)
+    return _hits(located, found, scores.tolist())
 
 
 def with_index(query: AsyncVectorQuery, index: IndexState, params: QueryParams) -> AsyncVectorQuery:
@@ -73,8 +75,15 @@ async def sharing_words(
     query: AsyncFTSQuery = table.query().nearest_to_text(match)
     if (where := condition(located, params)) is not None:
         query = query.where(where)
-    found = await query.limit(depth).with_row_id().select(["id", "_score"]).to_arrow()
-    return [Hit(located.table_name, row["id"], row["_rowid"], row["_score"]) for row in found.to_pylist()]
+    found = await query.limit(depth).with_row_id().select(["id", "vector", "_score"]).to_arrow()
+    return _hits(located, found, found["_score"].to_pylist())
+
+
+def _hits(located: Located, found: pa.Table, scores: list[float]) -> list[Hit]:
+    dimension = located.vector_db.embedding_dimension
+    vectors = found["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dimension)
+    ids, row_ids = found["id"].to_pylist(), found["_rowid"].to_pylist()
+    return [Hit(located.table_name, *each) for each in zip(ids, row_ids, scores, vectors, strict=True)]
 
 
 def condition(located: Located, params: QueryParams) -> str | None:

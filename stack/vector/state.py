@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -90,12 +89,12 @@ class VectorIndexes:
             row = (await connection.execute(_FIND, key)).one_or_none()
         if row is None:
             raise NotFound("vector_db", vector_db_id)
-        return _located(row._mapping)
+        return _located(row)
 
     async def find_all(self) -> list[Located]:
         async with self._database.read() as connection:
             rows = (await connection.execute(_FIND_ALL)).all()
-        return sorted((_located(row._mapping) for row in rows), key=lambda found: found.vector_db.identifier)
+        return sorted((_located(row) for row in rows), key=lambda found: found.vector_db.identifier)
 
     async def table_names(self) -> set[str]:
         async with self._database.read() as connection:
@@ -114,6 +113,6 @@ class VectorIndexes:
             await connection.execute(query.values(**values))
 
 
-def _located(row: Mapping[str, Any]) -> Located:
-    vector_db = VectorDB.model_validate_json(row["body"])
-    return Located(vector_db, row["table_name"], row["expires"], IndexState(**json.loads(row["state"])))
+def _located(row: Any) -> Located:
+    vector_db = VectorDB.model_validate_json(row.body)
+    return Located(vector_db, row.table_name, row.expires, IndexState(**json.loads(row.state)))

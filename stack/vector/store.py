@@ -17,7 +17,7 @@ from stack.store.database import Database
 from stack.store.lance import Lance, TableGone, lance_errors
 from stack.vector import search
 from stack.vector.embedding import embed
-from stack.vector.fusion import fuse
+from stack.vector.feedback import hybrid
 from stack.vector.params import Mode, QueryParams
 from stack.vector.rows import chunk_id_of, document_of, items_of, text_of, to_chunk, to_table
 from stack.vector.search import Hit
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_TTL_S = 100 * 365 * 86_400
-CANDIDATES = 50  # of each leg, at least
+CANDIDATES = 100  # of each search, at least
 READ_AGAIN = 3  # times, when rows were moved between finding and reading them
-SAME_CANDIDATES = 20  # of each leg, which may have the query's own text
+SAME_CANDIDATES = 20  # of each search, which may have the query's own text
 SAME = 0.999  # similarity from which a text is compared with the query's
 
 
@@ -126,7 +126,7 @@ async def _search(
         near, shared = await asyncio.gather(
             _nearest(tables, vectors, depth, params), _sharing_words(tables, text, depth, params)
         )
-        ranked = _ranked(near, shared, params)
+        ranked = _ranked(tables, vectors, near, shared, params)
         rows = await _read(tables, [hit for hit, _ in ranked])
     if len(rows) < len(ranked):
         return None
@@ -140,7 +140,7 @@ async def _nearest(
     vectors: Mapping[str, NDArray[Any]],
     depth: int,
     params: QueryParams,
-) -> list[list[Hit]]:
+) -> dict[str, list[Hit]]:
     """For each embedding model its databases' rows in one list: similarities of one model compare."""
     lists: dict[str, list[Hit]] = {model: [] for model in vectors}
 
@@ -150,7 +150,7 @@ async def _nearest(
     await asyncio.gather(
         *(add(one, table, one.vector_db.embedding_model) for one, table in tables if vectors)
     )
-    return [_best(hits, depth) for hits in lists.values()]
+    return {model: _best(hits, depth) for model, hits in lists.items()}
 
 
 async def _sharing_words(
@@ -169,18 +169,28 @@ def _best(hits: list[Hit], depth: int | None = None) -> list[Hit]:
 
 
 def _ranked(
-    near: Sequence[Sequence[Hit]], shared: Sequence[Hit], params: QueryParams
+    tables: Sequence[tuple[Located, AsyncTable]],
+    vectors: Mapping[str, NDArray[Any]],
+    near: Mapping[str, Sequence[Hit]],
+    shared: Sequence[Hit],
+    params: QueryParams,
 ) -> list[tuple[Hit, float]]:
     """The hits to read, best first: what is asked for, and whatever may be the query's own text."""
-    hits = {hit.key: hit for found in (shared, *near) for hit in found}
+    found = [*shared, *(hit for hits in near.values() for hit in hits)]
     if params.mode is Mode.HYBRID:
-        lists = [[hit.key for hit in found] for found in (shared, *near)]
-        # Only one embedding model's list can have a given chunk.
-        ranked = [(hits[key], score) for key, score in fuse(lists, most=2)]
+        models = {one.table_name: one.vector_db.embedding_model for one, _ in tables}
+        scores = hybrid(
+            list(vectors.values()),
+            [{hit.key: hit.vector for hit in near[model]} for model in vectors],
+            [hit.key for hit in shared],
+            [{hit.key: hit.vector for hit in shared if models[hit.table_name] == model} for model in vectors],
+        )
+        hits = {hit.key: hit for hit in found}
+        ranked = [(hits[key], score) for key, score in scores]
     else:
-        ranked = [(hit, hit.score) for hit in _best([*shared, *(hit for found in near for hit in found)])]
-    likely = {hit.key for found in near for hit in found[:SAME_CANDIDATES] if hit.score >= SAME}
-    likely |= {hit.key for hit in shared[:SAME_CANDIDATES]}
+        ranked = [(hit, hit.score) for hit in _best(found)]
+    close = [hit for hits in near.values() for hit in hits[:SAME_CANDIDATES] if hit.score >= SAME]
+    likely = {hit.key for hit in (*close, *shared[:SAME_CANDIDATES])}
     asked, rest = ranked[: params.max_chunks], ranked[params.max_chunks :]
     return asked + [pair for pair in rest if pair[0].key in likely]
 
