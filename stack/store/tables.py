@@ -140,6 +140,7 @@ vector_indexes = Table(
     metadata,
     Column("vector_db_id", String(ID_LENGTH), primary_key=True),
     Column("table_name", String(ID_LENGTH), nullable=False),
+    Column("expires", Boolean, nullable=False),  # some chunks were inserted to live for a time
     Column("state", Text, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
 )

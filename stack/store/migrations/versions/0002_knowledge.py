@@ -73,6 +73,7 @@ def upgrade() -> None:
         "vector_indexes",
         sa.Column("vector_db_id", sa.String(255), nullable=False),
         sa.Column("table_name", sa.String(255), nullable=False),
+        sa.Column("expires", sa.Boolean, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("vector_db_id", name="pk_vector_indexes"),
