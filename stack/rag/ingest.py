@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator, Sequence
 
 from stack.engine.base import Priority
@@ -21,6 +22,10 @@ LOADS_AT_A_TIME = 8
 MAX_CHARS_AT_ONCE = 8 << 20
 """Text that an interactive request may wait for, wherever it comes from."""
 
+MAX_CHUNKS_AT_ONCE = 20_000  # as with characters
+MAX_CHUNKS = 200_000  # of one document, all of which are held in memory
+MAX_METADATA_CHARS = 64 << 10  # as JSON; each of a document's chunks has it
+
 
 class TooMuchAtOnce(BadRequest):
     """Documents that were small in the request turned out large."""
@@ -28,7 +33,7 @@ class TooMuchAtOnce(BadRequest):
     title = "Too Much At Once"
 
     def __str__(self) -> str:
-        return f"the documents have more than {MAX_CHARS_AT_ONCE} characters of text: insert fewer at once"
+        return "the documents have more text than can be inserted at once: insert fewer, or larger chunks"
 
 
 class Ingest:
@@ -71,6 +76,8 @@ class Ingest:
         database = await self._databases.get(vector_db_id)
         model = await self._serving(database.embedding_model, "embedding")
         spans = await token_spans(model, [document.text for document in documents])
+        if priority is Priority.INTERACTIVE and sum(map(len, spans)) // chunk_size > MAX_CHUNKS_AT_ONCE:
+            raise TooMuchAtOnce
         each = await asyncio.to_thread(_chunks_of_all, documents, spans, chunk_size)
         chunks = [chunk for its in each for chunk in its]
         ids = [document.document.document_id for document in documents]
@@ -79,7 +86,7 @@ class Ingest:
 
 
 def check_ids(documents: Sequence[RAGDocument]) -> None:
-    """Each document once, and named."""
+    """Each document once, named, and with metadata that its chunks can carry."""
     seen: set[str] = set()
     for number, document in enumerate(documents):
         if not document.document_id.strip():
@@ -87,6 +94,11 @@ def check_ids(documents: Sequence[RAGDocument]) -> None:
         if document.document_id in seen:
             raise BadRequest(f"documents.{number}.document_id: {document.document_id!r} comes twice")
         seen.add(document.document_id)
+        if (size := len(json.dumps(document.metadata, ensure_ascii=False))) > MAX_METADATA_CHARS:
+            raise BadRequest(
+                f"documents.{number}.metadata has {size} characters as JSON, at most {MAX_METADATA_CHARS} "
+                "are stored with each chunk"
+            )
 
 
 def chunks_of(loaded: Loaded, spans: Spans, chunk_size: int) -> list[Chunk]:
@@ -95,6 +107,11 @@ def chunks_of(loaded: Loaded, spans: Spans, chunk_size: int) -> list[Chunk]:
     if loaded.title is not None:
         common.setdefault("title", loaded.title)
     common["document_id"] = loaded.document.document_id
+    if len(spans) // chunk_size > MAX_CHUNKS:
+        raise BadRequest(
+            f"document {loaded.document.document_id!r}: it has {len(spans)} tokens, which are more than "
+            f"{MAX_CHUNKS} chunks of {chunk_size}: ask for larger ones"
+        )
     chunks: list[Chunk] = []
     for piece in split(loaded.text, spans, chunk_size):
         place: JsonObject = {

@@ -46,13 +46,14 @@ _BINARY_KINDS = frozenset({Kind.PDF, Kind.DOCX})
 _HTML = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(?>(<!--.*?-->\s*)*)<(!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL
 )
+_RTF = b"{\\rtf"
 _REFUSED = {
     b"\x1f\x8b": "a gzip archive: decompress it first",
     b"\xd0\xcf\x11\xe0": "an old Office file: save it as docx or pdf",
     b"\x89PNG": 'an image: insert it as {"type": "image", …}',
     b"\xff\xd8\xff": 'an image: insert it as {"type": "image", …}',
     b"GIF8": 'an image: insert it as {"type": "image", …}',
-    b"{\\rtf": "an RTF file: save it as docx or pdf",
+    _RTF: "an RTF file: save it as docx or pdf",
 }
 
 
@@ -61,12 +62,12 @@ def kind_of(content: bytes, declared: str | None, fetched: str | None = None, ur
 
     Raises BadRequest for what no parser here reads, and for an HTML page in the place of a file.
     """
-    by_bytes = _sniffed(content)
     by_name, media_type = _by_name(declared, fetched, url)
+    by_bytes = _sniffed(content, by_name)
     if by_bytes in _BINARY_KINDS:
         assert by_bytes is not None
         return by_bytes
-    if by_name in _BINARY_KINDS:
+    if by_name in _BINARY_KINDS or (by_name is Kind.CSV and by_bytes is Kind.HTML):
         what = "an HTML page, perhaps its server's error or login page" if by_bytes else "none"
         raise BadRequest(f"it should be a {by_name} file and is {what}")
     if by_name is None:
@@ -78,10 +79,11 @@ def kind_of(content: bytes, declared: str | None, fetched: str | None = None, ur
     return by_name
 
 
-def _sniffed(content: bytes) -> Kind | None:
+def _sniffed(content: bytes, by_name: Kind | None) -> Kind | None:
     """PDF, DOCX, HTML, or None for some text."""
     head = content[:1024]
-    if b"%PDF-" in head:
+    # Some PDFs begin with something else; some texts mention how PDFs begin.
+    if head.lstrip().startswith(b"%PDF-") or (by_name is Kind.PDF and b"%PDF-" in head):
         return Kind.PDF
     if head.startswith(b"PK\x03\x04"):
         # A zip archive's names stand in its directory, at its end.
@@ -89,7 +91,7 @@ def _sniffed(content: bytes) -> Kind | None:
             return Kind.DOCX
         raise BadRequest("it is a zip archive that is no docx: give its files, or save it as docx or pdf")
     for magic, what in _REFUSED.items():
-        if head.startswith(magic):
+        if head.startswith(magic) and (magic == _RTF or not head.isascii()):
             raise BadRequest(f"it is {what}")
     if _HTML.match(head.removeprefix(b"\xef\xbb\xbf")):
         return Kind.HTML

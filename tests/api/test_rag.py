@@ -193,6 +193,7 @@ async def test_a_bad_document_keeps_out_all(rag: Rag) -> None:
         (document("d", "text", "application/pdf"), "text inside a request is no application/pdf"),
         (document("d", {"uri": "http://stack/v1/files/content:b/none"}), "there is no file 'none'"),
         (document("d", files.data_url(b"x" * (2 << 20), "text/plain")), "1048576 bytes"),
+        (document("d", "x", big="y" * 70_000), "documents.1.metadata has 70011 characters"),
         (document("d", {"type": "image", "image": {"data": "aGk="}}), "image"),
     ],
 )
@@ -319,6 +320,14 @@ async def test_large_urls_become_a_job(rag: Rag, stack: Stack, monkeypatch: pyte
     answer = await rag.insert(CATS, document("long", files.data_url(b"word " * 300, "text/plain")))
     assert answer.status_code == 202
     assert (await rag.query("cats"))["metadata"]["document_ids"] == []
+
+
+async def test_too_many_chunks(rag: Rag, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "MAX_CHUNKS", 50)
+    assert "larger ones" in await rag.refused(document("d", "word " * 60), size=1)
+    monkeypatch.setattr(ingest, "MAX_CHUNKS_AT_ONCE", 10)
+    monkeypatch.setattr(job, "WAIT_S", 0.0)
+    assert (await rag.insert(document("d", "word " * 60), size=5)).status_code == 202
 
 
 async def test_a_job_that_ends_in_time(rag: Rag, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,11 @@ async def test_pdf_declared_as_text(parser: Parser) -> None:
     assert await parse(parser, content, declared="text/plain") == Text("words", None)
 
 
+@pytest.mark.parametrize("text", ["Files begin with %PDF-1.4", "GIF89a is a kind of image"])
+async def test_text_about_files_is_text(parser: Parser, text: str) -> None:
+    assert await parse(parser, text) == Text(text, None)
+
+
 async def test_csv_rows_name_their_columns(parser: Parser) -> None:
     content = 'name;note\napple;"red; or ""green"""\npear;"two\nlines"\n\n'
     text = (await parse(parser, content, declared="text/csv")).text
@@ -129,6 +134,7 @@ async def test_damaged_utf_8_keeps_the_rest(parser: Parser) -> None:
     ("content", "declared", "message"),
     [
         (files.HTML, "application/pdf", "it should be a pdf file and is an HTML page"),
+        (files.HTML, "text/csv", "it should be a csv file and is an HTML page"),
         ("hello", "application/pdf", "it should be a pdf file and is none"),
         (b"%PDF-1.4 nothing", None, "damaged PDF"),
         (b"PK\x03\x04 word/document.xml", None, "damaged docx"),
