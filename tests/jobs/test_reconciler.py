@@ -93,7 +93,7 @@ async def test_cancel_stops_a_running_job(farm: Farm) -> None:
 
 async def test_cancel_kills_a_process_that_does_not_listen(farm: Farm) -> None:
     job = await farm.step_until(await farm.submit(trouble="deaf"), "in_progress")
-    farm.hurry = 100.0
+    farm.hurry = 8.0
     await asyncio.sleep(1.0)  # it is deaf by now
     await farm.jobs.cancel(job.id)
     job = await farm.step_until(job)
@@ -111,7 +111,7 @@ async def test_cancel_of_a_job_whose_process_is_dead(farm: Farm) -> None:
 
 
 async def test_a_job_that_dies_again_and_again_fails(farm: Farm) -> None:
-    farm.hurry = 100.0
+    farm.hurry = 8.0
     farm.reconciler = farm.new_reconciler(attempts=3)
     job = await farm.step_until(await farm.submit(trouble="die"))
     assert (job.status, job.attempt) == ("failed", 3)
@@ -131,7 +131,7 @@ async def test_deaths_between_finished_items_do_not_count(farm: Farm) -> None:
 
 
 async def test_an_entry_point_that_cannot_start_fails(farm: Farm) -> None:
-    farm.hurry = 100.0
+    farm.hurry = 8.0
     farm.reconciler = farm.new_reconciler(attempts=2)
     job = await farm.step_until(await farm.submit("broken"))
     assert (job.status, job.attempt) == ("failed", 0)
@@ -157,7 +157,7 @@ async def test_a_failure_is_told_without_a_traceback(farm: Farm, trouble: str, d
 
 
 async def test_trouble_that_may_pass_is_tried_again(farm: Farm) -> None:
-    farm.hurry = 100.0
+    farm.hurry = 8.0
     job = await farm.step_until(await farm.submit(items=2, trouble="busy"))
     assert (job.status, job.attempt, job.detail) == ("completed", 3, None)
 
