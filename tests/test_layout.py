@@ -17,7 +17,7 @@ LAYERS = (
     {"files", "jobs"},
     {"datasets", "vector"},
     {"rag"},
-    {"api", "context", "middleware", "providers", "sse"},
+    {"api", "context", "middleware", "providers", "sse", "upkeep"},
     {"app"},
     {"serve"},
     {"cli"},

@@ -81,7 +81,7 @@ class ReplicaInference:
         return [spans for part in parts for spans in part]
 
     async def _all(self, calls: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """The answers to calls, each (method, arguments …), some of them at a time; the first error is raised."""
+        """The answers to calls, each (method, arguments …); the first error is raised."""
         under_way = asyncio.Semaphore(PARTS_AT_A_TIME)
 
         async def call(method: str, *arguments: Any) -> Any:

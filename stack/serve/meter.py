@@ -6,16 +6,21 @@ from typing import Any
 
 from ray.serve import metrics
 
-from stack.engine.metrics import METRICS
+from stack.engine import metrics as engine
+from stack.vector import metrics as vector
 
+_ALL = {**engine.METRICS, **vector.METRICS}
 _BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 
 class ServeMeter:
-    """A `Meter` of one model's replica. Ray adds the application, deployment and replica as labels."""
+    """A `Meter` of one model or vector database, which `label` names.
 
-    def __init__(self, model_id: str) -> None:
-        self._model_id = model_id
+    Ray adds the application, deployment and replica as labels.
+    """
+
+    def __init__(self, label: str, value: str) -> None:
+        self._label, self._value = label, value
         self._metrics: dict[str, Any] = {}
 
     def count(self, name: str, value: float = 1.0) -> None:
@@ -30,8 +35,8 @@ class ServeMeter:
 
     def _get(self, name: str, kind: Any, **options: Any) -> Any:
         if name not in self._metrics:
-            _, description = METRICS.get(name, ("", name))
-            metric = kind(f"stack_{name}", description=description, tag_keys=("model_id",), **options)
-            metric.set_default_tags({"model_id": self._model_id})
+            _, description = _ALL.get(name, ("", name))
+            metric = kind(f"stack_{name}", description=description, tag_keys=(self._label,), **options)
+            metric.set_default_tags({self._label: self._value})
             self._metrics[name] = metric
         return self._metrics[name]

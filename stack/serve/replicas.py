@@ -43,7 +43,7 @@ class Model:
         from stack.settings import get_settings
 
         configure_logging(get_settings().log_level)
-        self._inference: LocalModel = open_model(args, get_settings(), ServeMeter(args.model_id))
+        self._inference: LocalModel = open_model(args, get_settings(), ServeMeter("model_id", args.model_id))
 
     async def completion(self, request: CompletionRequest) -> AsyncGenerator[CompletionResponseStreamChunk]:
         async with contextlib.aclosing(_generator(self._inference.completion(request))) as chunks:
@@ -83,9 +83,8 @@ def _generator(stream: AsyncIterator[T]) -> AsyncGenerator[T]:
 
 
 class ReconcilerLoop:
-    """The one replica that keeps the model applications as the registry wants them, and jobs running.
-
-    The two do not wait for each other.
+    """The one replica that keeps the model applications as the registry wants them, jobs running, and the
+    stores tidy. The three do not wait for each other.
     """
 
     def __init__(self, args: ReconcilerArgs) -> None:
@@ -95,7 +94,8 @@ class ReconcilerLoop:
         self._args, self._settings = args, get_settings()
         configure_logging(self._settings.log_level)
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._models()), loop.create_task(self._jobs())]
+        loops = (self._models(), self._jobs(), self._stores())
+        self._tasks = [loop.create_task(each) for each in loops]
 
     async def _models(self) -> None:
         from stack.models.reconciler import Reconciler
@@ -132,6 +132,12 @@ class ReconcilerLoop:
                 sweep_files=lambda job_id: sweep(settings, storage, job_id),
             )
             await self._repeat(reconciler.step)
+
+    async def _stores(self) -> None:
+        from stack.upkeep import open_upkeep
+
+        async with open_upkeep(self._settings, lambda name: ServeMeter("vector_db_id", name)) as upkeep:
+            await self._repeat(upkeep.step)
 
     async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:

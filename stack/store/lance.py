@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stack.errors import NotReady, StackError
@@ -78,11 +79,16 @@ class Lance:
         await connection.drop_table(name, ignore_missing=True)
 
     async def names(self) -> list[str]:
-        """All tables, in order."""
-        connection, names = await self.connection(), list[str]()
-        while page := await connection.table_names(start_after=names[-1] if names else None, limit=1000):
-            names += page
-        return names
+        """All tables. Where none was ever made, lancedb is not imported to find out."""
+        if "://" not in self.uri and not await asyncio.to_thread(Path(self.uri).is_dir):
+            return []
+        connection, names, token = await self.connection(), list[str](), None
+        while True:
+            page = await connection.list_tables(page_token=token, limit=1000)
+            names += page.tables
+            token = page.page_token
+            if not token:
+                return names
 
     def close(self) -> None:
         self._tables.clear()

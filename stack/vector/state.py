@@ -45,6 +45,11 @@ class Located:
     expires: bool
     index: IndexState
 
+    @property
+    def lock_name(self) -> str:
+        """For Database.lock. Of 256, since each may be a file."""
+        return PREFIX + self.table_name[-2:]
+
 
 _FIND_ALL = (
     select(resources.c.body, vector_indexes.c.table_name, vector_indexes.c.expires, vector_indexes.c.state)

@@ -79,7 +79,7 @@ class VectorStore:
 
     async def _replace(self, located: Located, rows: pa.Table | None, documents: Collection[str]) -> None:
         table = await self._table(located)
-        async with self._database.lock(located.table_name):
+        async with self._database.lock(located.lock_name):
             with lance_errors():
                 await _commit(table, rows, documents)
 

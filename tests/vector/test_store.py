@@ -224,6 +224,7 @@ METADATA = st.dictionaries(
 )
 
 
+@hypothesis_settings(deadline=None)
 @given(metadata=METADATA, text=st.text(min_size=1))
 def test_rows_keep_chunks_as_they_are(metadata: dict[str, Any], text: str) -> None:
     import numpy as np

@@ -1,0 +1,57 @@
+"""What the stores need from time to time, whoever wrote them: one process does it for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from stack.datasets.datasets import Datasets
+from stack.engine.base import Meter
+from stack.files.blobs import Blobs
+from stack.files.files import Files
+from stack.files.sweep import sweep
+from stack.settings import Settings
+from stack.store.database import open_database
+from stack.store.lance import open_lance
+from stack.store.storage import open_storage
+from stack.vector.maintenance import Maintenance
+
+
+@dataclass(slots=True)
+class _Duty:
+    every_s: float
+    work: Callable[[], Awaitable[object]]
+    due: float = field(default_factory=time.monotonic)
+
+
+class Upkeep:
+    """Vector indexes, compaction, and whatever was abandoned. Each duty at its own pace, one at a time."""
+
+    def __init__(self, duties: list[_Duty]) -> None:
+        self._duties = duties
+
+    async def step(self) -> None:
+        for duty in self._duties:
+            if time.monotonic() >= duty.due:
+                duty.due = time.monotonic() + duty.every_s  # also when it fails
+                await duty.work()
+
+
+@asynccontextmanager
+async def open_upkeep(settings: Settings, meter: Callable[[str], Meter]) -> AsyncGenerator[Upkeep]:
+    """`meter` gives the one of a vector database, by its id."""
+    async with (
+        open_database(settings) as database,
+        open_storage(settings) as storage,
+        open_lance(settings) as lance,
+    ):
+        datasets = Datasets(settings, database, lance, Files(database, Blobs(database, storage)))
+        duties = [
+            _Duty(5, Maintenance(database, lance, meter).step),
+            _Duty(60, datasets.maintain),
+            _Duty(3600, datasets.sweep),
+            _Duty(3600, lambda: sweep(database, storage)),
+        ]
+        yield Upkeep(duties)
