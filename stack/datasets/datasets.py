@@ -10,12 +10,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from pydantic_core import from_json, to_json
 
 from stack.datasets.rows import encode
 from stack.datasets.sources import converted, sweep_folders
-from stack.datasets.tables import Page, RowTables, age_s, fingerprint_of, new_name
+from stack.datasets.tables import MAX_APPEND_ROWS, Page, RowTables, age_s, fingerprint_of, new_name
 from stack.errors import AlreadyRegistered, BadRequest, NotFound
 from stack.files.files import Files
 from stack.schemas.datasets import Dataset, DataSource, RegisterDatasetRequest, RowsDataSource
@@ -40,6 +41,7 @@ class Datasets:
         self.registry: Registry[Dataset] = Registry(database, Dataset)
         self._settings, self._database, self._files = settings, database, files
         self._tables = RowTables(lance)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def register(self, request: RegisterDatasetRequest) -> Dataset:
         """Read and check all rows, then make them visible at once. The same again is fine, and reads nothing.
@@ -80,12 +82,14 @@ class Datasets:
         dataset = await self.registry.get(identifier)
         if not rows:
             return
+        if len(rows) > MAX_APPEND_ROWS:
+            raise BadRequest(f"one call appends at most {MAX_APPEND_ROWS} rows, not {len(rows)}")
         try:
             texts = await asyncio.to_thread(lambda: list(encode(rows, dataset.purpose)))
         except ValueError as error:
             raise BadRequest(str(error)) from error
         name = dataset.provider_resource_id
-        async with self._present(identifier):
+        async with self._present(identifier), self._writing(name):
             await self._tables.append(name, texts)
         found = await self._find(identifier)
         if found is None or found.provider_resource_id != name:
@@ -124,7 +128,7 @@ class Datasets:
         done = 0
         for dataset in await self.registry.list():
             name = dataset.provider_resource_id
-            async with self._database.lock(name):
+            async with self._writing(name):
                 try:
                     done += await self._tables.maintain(name)
                 except (TableGone, RuntimeError) as error:  # deleted meanwhile, or a conflict: the next round
@@ -140,6 +144,16 @@ class Datasets:
         for name in orphans:
             await self._tables.drop(name)
         return len(orphans) + await asyncio.to_thread(sweep_folders, self._settings, older_than_s)
+
+    @asynccontextmanager
+    async def _writing(self, name: str) -> AsyncGenerator[None]:
+        """One writer at a time: a compaction that merges with an append would put the new rows first.
+
+        Lance alone would merge appends, too, but no faster. The first lock gives those of this process turns.
+        """
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        async with lock, self._database.lock(f"dataset-{name[-2:]}"):  # 256 names, since each may be a file
+            yield
 
     @asynccontextmanager
     async def _present(self, identifier: str) -> AsyncGenerator[None]:

@@ -219,7 +219,7 @@ def _parquet(path: str) -> Iterator[Any]:
                 )
             for batch in file.iter_batches(_batch_rows(file.metadata), use_threads=False):
                 yield from batch.to_pylist()
-    except BadRows:
+    except (BadRows, MemoryError):
         raise
     except (pa.ArrowException, OSError, ValueError):
         raise ValueError("the file is damaged, cut off, or no parquet file") from None

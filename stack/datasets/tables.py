@@ -6,10 +6,12 @@ middle of one. Nothing is ever deleted from a table, so an index names the same 
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -22,9 +24,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 PREFIX = "dataset-"
 PAGE_ROWS, PAGE_BYTES = 10_000, 16 << 20
 """What one page holds at most; a row is smaller, so it always holds one."""
+
+FULL_ROWS = 1 << 20  # LanceDB leaves a fragment of so many alone
+MAX_APPEND_ROWS = FULL_ROWS // 2
+"""In one append: with more, a full fragment would follow small ones, see keeps_order."""
 
 MAX_FRAGMENTS = 64  # reading a page takes about 10 µs for each
 KEEP_VERSIONS = timedelta(minutes=10)  # longer than any read of one page
@@ -71,7 +79,7 @@ class RowTables:
             await connection.create_table(name, reader)
 
     async def append(self, name: str, texts: list[bytes]) -> None:
-        """Add rows in one commit. Lance merges what several processes append at once."""
+        """Add rows in one commit. Not while the table is compacted: that would change their order."""
         import pyarrow as pa
 
         table = await self._lance.table(name)
@@ -104,6 +112,9 @@ class RowTables:
         fragments = stats["fragment_stats"]["num_fragments"]
         if fragments <= MAX_FRAGMENTS and not await _idle_with_versions(table):
             return False
+        if not keeps_order(await _fragment_rows(table)):
+            log.error("table %s is not compacted: its rows would change places", name)
+            return False
         with lance_errors():
             await table.optimize(cleanup_older_than=KEEP_VERSIONS)
         return True
@@ -113,6 +124,30 @@ class RowTables:
 
     async def names(self) -> list[str]:
         return [name for name in await self._lance.names() if name.startswith(PREFIX)]
+
+
+def keeps_order(fragment_rows: Sequence[int]) -> bool:
+    """Whether compaction leaves the rows where they are.
+
+    Lance orders fragments by their numbers, and merged ones get new numbers. So what is merged, small ones that
+    are neighbours, must be the last.
+    """
+    small = [rows < FULL_ROWS for rows in fragment_rows]
+    while small and small[-1]:
+        small.pop()
+    return not any(one and next_one for one, next_one in pairwise(small))
+
+
+async def _fragment_rows(table: AsyncTable) -> list[int]:
+    """The rows of each fragment, in order: a row's number begins with its fragment's."""
+    import numpy as np
+
+    rows: dict[int, int] = {}
+    async for batch in await table.query().select(["size"]).with_row_id().to_batches():
+        numbers = batch["_rowid"].to_numpy() >> 32
+        for fragment, count in zip(*np.unique(numbers, return_counts=True), strict=True):
+            rows[int(fragment)] = rows.get(int(fragment), 0) + int(count)
+    return list(rows.values())
 
 
 async def _column(table: AsyncTable, column: str, start: int, rows: int) -> list[T]:

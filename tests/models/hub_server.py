@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONVERTED = "converted"
 
 
 class Hub:
@@ -18,6 +20,7 @@ class Hub:
 
     def __init__(self, repositories: dict[str, Path], gated: frozenset[str] = frozenset()) -> None:
         self.repositories, self.gated = repositories, gated
+        self.converted: set[str] = set()  # datasets whose folder is their revision refs/convert/parquet
         self.requests: list[str] = []
         self.tokens: set[str | None] = set()
 
@@ -55,8 +58,8 @@ class Hub:
             server.server_close()
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        path = path.partition("?")[0]
-        parts = path.strip("/").split("/")
+        path = unquote(path.partition("?")[0]).replace("refs/convert/parquet", CONVERTED)
+        parts = path.strip("/").removeprefix("datasets/").split("/")
         repo = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
         folder = self.repositories.get(repo)
         if folder is None:
@@ -64,20 +67,21 @@ class Hub:
         if repo in self.gated:
             return 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, b"{}"
         files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
+        revisions = ("main", COMMIT, CONVERTED) if repo in self.converted else ("main", COMMIT)
         if parts[0] != "api":
-            return self._file(files, parts[3], "/".join(parts[4:]))
-        if len(parts) > 5 and parts[5] not in ("main", COMMIT):
+            return self._file(files, parts[3] in revisions, "/".join(parts[4:]))
+        if len(parts) > 5 and parts[5] not in revisions:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         if len(parts) > 4 and parts[4] == "tree":
             return _json([
                 {"type": "file", "path": name, "size": file.stat().st_size, "oid": _etag(file)}
                 for name, file in files.items()
             ])  # fmt: skip
-        siblings = [{"rfilename": name} for name in sorted(files)]
+        siblings = [{"rfilename": name, "size": files[name].stat().st_size} for name in sorted(files)]
         return _json({"_id": "1", "id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings})
 
-    def _file(self, files: dict[str, Path], revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
-        if revision not in ("main", COMMIT) or name not in files:
+    def _file(self, files: dict[str, Path], known: bool, name: str) -> tuple[int, dict[str, str], bytes]:
+        if not known or name not in files:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         headers = {"ETag": f'"{_etag(files[name])}"', "X-Repo-Commit": COMMIT}
         return 200, headers, files[name].read_bytes()
