@@ -129,8 +129,8 @@ class RowTables:
 def keeps_order(fragment_rows: Sequence[int]) -> bool:
     """Whether compaction leaves the rows where they are.
 
-    Lance orders fragments by their numbers, and merged ones get new numbers. So what is merged, small ones that
-    are neighbours, must be the last.
+    Lance orders fragments by their numbers, and merged ones get new numbers. So what is merged, small
+    neighbours, must be the last.
     """
     small = [rows < FULL_ROWS for rows in fragment_rows]
     while small and small[-1]:
