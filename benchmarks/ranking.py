@@ -77,14 +77,15 @@ def reciprocal(scores: Scores, k: int = K) -> Scores:
     return np.where(np.isfinite(scores), 1 / (k + ranks(scores)), 0.0)
 
 
-def found_only(fused: Scores) -> Scores:
+def added(vector: Scores, keyword: Scores) -> Scores:
+    """Of two legs' shares. Sums are often equal, as of ranks 1 and 2 with 2 and 1: then keywords decide."""
+    fused = vector + keyword * (1 + 1e-9)
     return np.where(fused > 0, fused, -np.inf)
 
 
 def plain(vector: Scores, keyword: Scores, k: int = K, depth: int = DEPTH, share: float = 0.5) -> Scores:
     """Reciprocal rank fusion (Cormack et al. 2009); `share` is the vector leg's weight."""
-    legs = share * reciprocal(cut(vector, depth), k) + (1 - share) * reciprocal(cut(keyword, depth), k)
-    return found_only(legs)
+    return added(share * reciprocal(cut(vector, depth), k), (1 - share) * reciprocal(cut(keyword, depth), k))
 
 
 def scaled_sum(vector: Scores, keyword: Scores, share: float = 0.5) -> Scores:
@@ -109,7 +110,7 @@ class Feedback:
     found them, are ranked anew by their cosine to that, and this ranking takes the vector leg's place.
     """
 
-    top: int = 3
+    top: int = 5
     weight: float = 1.0
     by_rank: bool = True
 
@@ -120,7 +121,7 @@ class Feedback:
         towards = unit(np.einsum("qtd,t->qd", documents[order], shares))
         moved = unit(queries + self.weight * towards)
         again = np.where(np.isfinite(first), moved @ documents.T, -np.inf)
-        return found_only(np.where(np.isfinite(first), reciprocal(again) + reciprocal(cut(keyword)), 0.0))
+        return added(reciprocal(again), reciprocal(cut(keyword)))
 
 
 def unit(vectors: Scores) -> Scores:

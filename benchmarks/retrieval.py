@@ -282,7 +282,14 @@ def hybrid_rows(vector: Scores, cut_off: Scores, keyword: Scores, vectors: Vecto
     for share in (0.4, 0.5, 0.6):
         yield f"sum of scaled scores, vector's weight {share}", scaled_sum(vector, keyword, share), base
     yield "hybrid: fusion with feedback", Feedback()(vector, keyword, queries, whole), base
-    for top, weight, by_rank in ((1, 1, True), (3, 0.5, True), (3, 2, True), (3, 1, False), (5, 1, True)):
+    for top, weight, by_rank in (
+        (1, 1, True),
+        (3, 1, True),
+        (8, 1, True),
+        (5, 0.5, True),
+        (5, 2, True),
+        (5, 1, False),
+    ):
         name = f"feedback, first {top}, weight {weight}" + ("" if by_rank else ", not by rank")
         yield name, Feedback(top, weight, by_rank)(vector, keyword, queries, whole), base
     base = plain(cut_off, keyword)
