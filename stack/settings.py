@@ -44,7 +44,7 @@ class Settings(BaseSettings):
         64.0, gt=0, description="Largest file that is taken as an upload, GiB; it comes in parts."
     )
     max_dataset_gb: float = Field(
-        10.0, gt=0, description="Largest dataset that is registered, GiB, as a file and as the JSON of its rows."
+        10.0, gt=0, description="Largest dataset to register, GiB, as a file and as the JSON of its rows."
     )
     max_document_mb: float = Field(
         32.0, gt=0, description="Largest document that the RAG tool fetches from a URL, MiB."

@@ -1,4 +1,4 @@
-"""From a model's id to something that can be called: what routes, vector databases and jobs ask for models."""
+"""From a model's id to something that can be called, for routes, vector databases and jobs."""
 
 from __future__ import annotations
 

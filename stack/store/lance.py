@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from lancedb.table import AsyncTable
 
 OPEN_TABLES = 256  # handles that are kept; each holds some metadata, none the data
+# Of all tables together. LanceDB's own limits are several GiB.
+INDEX_CACHE_BYTES = 512 << 20
+METADATA_CACHE_BYTES = 128 << 20
 
 
 class Lance:
@@ -39,8 +42,9 @@ class Lance:
             if self._connection is None:
                 lancedb = await asyncio.to_thread(importlib.import_module, "lancedb")
                 with_every_read = timedelta(0)
+                caches = lancedb.Session(INDEX_CACHE_BYTES, METADATA_CACHE_BYTES)
                 self._connection = await lancedb.connect_async(
-                    self.uri, read_consistency_interval=with_every_read
+                    self.uri, read_consistency_interval=with_every_read, session=caches
                 )
             return self._connection
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,7 +17,7 @@ def windows_of(text: str, spans: Spans, room: int) -> list[str]:
         return [text]
     count = math.ceil(len(spans) / room)
     cuts = [len(spans) * i // count for i in range(count + 1)]
-    return [text[spans[a][0] : spans[b - 1][1]] for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [text[spans[a][0] : spans[b - 1][1]] for a, b in pairwise(cuts)]
 
 
 def mean_of_windows(vectors: Vectors, counts: Sequence[int]) -> Vectors:

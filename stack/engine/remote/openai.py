@@ -171,7 +171,7 @@ class OpenAIModel:
         return np.array((await self.embeddings(request)).embeddings, np.float32)
 
     async def token_spans(self, texts: Sequence[str]) -> list[Spans]:
-        """Words and punctuation marks: nothing tells the endpoint's tokens, of which words have one or two."""
+        """Words and marks: nothing tells the endpoint's tokens, of which a word has one or two."""
         return [
             np.array([match.span() for match in _WORDS.finditer(text)], np.int32).reshape(-1, 2)
             for text in texts

@@ -2,7 +2,7 @@
 
 Example:
 
-    python benchmarks/datasets.py --rows 1000000
+    python benchmarks/dataset_rows.py --rows 1000000
 
 Writes a jsonl file of messages, about 550 bytes a row, registers it through the HTTP application in this
 process (ASGI, no socket), reads pages of 100 rows at several offsets in turn, and appends from several
