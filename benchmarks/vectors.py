@@ -27,6 +27,7 @@ from client import Connection
 DATA = Path(__file__).parent / "data"
 WORDS = 12  # of a chunk
 CALL = 5_000  # chunks of an insert
+SAMPLE = 5_000  # chunks that are embedded alone, before and after
 MODEL = "all-MiniLM-L6-v2"
 
 
@@ -83,7 +84,7 @@ async def insert(connection: Connection, name: str, texts: list[str]) -> float:
     return len(texts) / (time.perf_counter() - started)
 
 
-async def embed(connection: Connection, texts: list[str]) -> tuple[float, Any]:
+async def embed(texts: list[str]) -> tuple[float, Any]:
     """Texts a second of the embedding model alone, as its handle gives them, and the vectors."""
     from stack.engine.base import NoMeter
     from stack.engine.embedding.model import open_embedding_model
@@ -100,6 +101,16 @@ async def embed(connection: Connection, texts: list[str]) -> tuple[float, Any]:
     rate = len(texts) / (time.perf_counter() - started)
     model.close()
     return rate, np.concatenate(parts)
+
+
+async def stored(table: Any, count: int) -> Any:
+    """float32 [count, dimension], as they are in the table."""
+    parts = [
+        (await table.query().select(["vector"]).offset(first).limit(CALL).to_arrow())["vector"]
+        for first in range(0, count, CALL)
+    ]
+    flat = [part.combine_chunks().flatten().to_numpy() for part in parts]
+    return np.concatenate(flat).reshape(count, -1)
 
 
 async def latencies(ask: Callable[[int], Awaitable[Any]], count: int) -> tuple[float, float]:
@@ -143,26 +154,28 @@ async def measure(url: str, count: int) -> None:
     async with Connection(url) as connection:
         body = {"vector_db_id": name, "embedding_model": MODEL}
         await connection.request("/v1/vector-dbs", body)
-        alone_before, _ = await embed(connection, texts[:5000])
+        before, _ = await embed(texts[:SAMPLE])
         memory = ReplicaMemory()
         watching = asyncio.create_task(memory.watch())
         rate = await insert(connection, name, texts)
         watching.cancel()
-        alone, vectors = await embed(connection, texts)
+        after, _ = await embed(texts[:SAMPLE])
+        alone = (before + after) / 2
         print(
-            f"insert {rate:.0f} chunks/s; embedding alone {alone:.0f} (before: {alone_before:.0f}); "
+            f"insert {rate:.0f} chunks/s; embedding alone {before:.0f} before, {after:.0f} after; "
             f"ratio {rate / alone:.2f}"
         )
         print(f"API replica: {memory.before:.0f} MiB before, {memory.peak:.0f} at most")
         located = await settled(name)
         lance = Lance(get_settings())
         folder = Path(lance.uri) / f"{located.table_name}.lance"
+        vectors = await stored(await lance.table(located.table_name), count)
         disk, raw = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()), vectors.nbytes
         print(
             f"disk {disk / 1e6:.0f} MB, raw vectors {raw / 1e6:.0f}; ratio {disk / raw:.2f}; {located.index}"
         )
 
-        _, asked_vectors = await embed(connection, asked)
+        _, asked_vectors = await embed(asked)
         exact = np.argsort(-(asked_vectors @ vectors.T), axis=1)[:, :10]
         best = np.take_along_axis(asked_vectors @ vectors.T, exact, axis=1)[:, -1]
         await report_ours(connection, lance, located, asked, asked_vectors, best, nearest, parse_params)

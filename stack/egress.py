@@ -39,6 +39,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_REDIRECTS = 5
 MAX_IMAGE_BYTES = 20 << 20
+UNQUOTE_CHARS = 1 << 18
 
 # Beyond what `ipaddress` calls not global: see the IANA special-purpose registries. The single address is the
 # metadata server of one large cloud, inside public space.
@@ -285,7 +286,7 @@ async def fetch(
 ) -> Fetched:
     """What is at a caller's http(s) or data URL, whole; see `stream`."""
     if url[:5].lower() == "data:":
-        return decode_data_url(url, max_bytes)
+        return await asyncio.to_thread(decode_data_url, url, max_bytes)
     async with stream(
         url, max_bytes=max_bytes, timeout_s=timeout_s, headers=headers, allowed=allowed
     ) as download:
@@ -303,19 +304,31 @@ async def read_image(image: ImageSource, *, allowed: Collection[str] | None = No
 
 
 def decode_data_url(url: str, max_bytes: int) -> Fetched:
-    """The content of data:[type][;base64],… (RFC 2397)."""
+    """The content of data:[type][;base64],… (RFC 2397). Computes, for a long one in a thread."""
     head, comma, data = url[5:].partition(",")
     if not comma:
         raise BadRequest("a data URL is data:type;base64,…; this one has no comma")
     content_type, *parameters = [part.strip() for part in head.split(";")]
     if "base64" in (parameter.lower() for parameter in parameters):
-        content = _decode_base64(unquote_to_bytes(data) if "%" in data else data, max_bytes, "a data URL")
+        content = _decode_base64(_unquoted(data) if "%" in data else data, max_bytes, "a data URL")
     else:
-        content = unquote_to_bytes(data)
+        content = _unquoted(data)
     if len(content) > max_bytes:
         raise BadRequest(f"a data URL has more than {max_bytes} bytes")
     charset = next((p.partition("=")[2] for p in parameters if p.lower().startswith("charset=")), None)
     return Fetched(url[:64], content_type.lower() or "text/plain", charset, content)
+
+
+def _unquoted(data: str) -> bytes:
+    """With what its %XX stand for. In pieces, since `unquote_to_bytes` takes 50 bytes for each of them."""
+    pieces, start = [], 0
+    while start < len(data):
+        end = start + UNQUOTE_CHARS
+        if end < len(data) and (escape := data.rfind("%", end - 2, end)) > start:
+            end = escape  # none is cut in two
+        pieces.append(unquote_to_bytes(data[start:end]))
+        start = end
+    return b"".join(pieces)
 
 
 def _decode_base64(data: str | bytes, max_bytes: int, what: str) -> bytes:

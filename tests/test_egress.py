@@ -324,6 +324,13 @@ def test_data_urls() -> None:
             egress.decode_data_url(url, 10)
 
 
+@pytest.mark.parametrize("shift", range(3))
+def test_escapes_of_long_data_urls(shift: int) -> None:
+    content = b"x" * shift + b"\xff" * egress.UNQUOTE_CHARS
+    url = "data:," + "x" * shift + "%ff" * egress.UNQUOTE_CHARS
+    assert egress.decode_data_url(url, len(content)).content == content
+
+
 async def test_images_of_messages(server: Server) -> None:
     server.replies["/i.png"] = 200, {}, PNG
     sources = [

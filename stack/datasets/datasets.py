@@ -17,7 +17,7 @@ from pydantic_core import from_json, to_json
 from stack.datasets.rows import encode
 from stack.datasets.sources import converted, sweep_folders
 from stack.datasets.tables import MAX_APPEND_ROWS, Page, RowTables, age_s, fingerprint_of, new_name
-from stack.errors import AlreadyRegistered, BadRequest, NotFound
+from stack.errors import AlreadyRegistered, BadRequest, NotFound, Overloaded
 from stack.files.files import Files
 from stack.schemas.datasets import Dataset, DataSource, RegisterDatasetRequest, RowsDataSource
 from stack.settings import Settings
@@ -31,6 +31,9 @@ PROVIDER = "lancedb"
 SHOWN_BYTES = 1 << 16
 """Of a `rows` source, the registry keeps about so much: each request of a dataset reads its entry."""
 
+CONVERSIONS = 2
+"""Files that one process converts, or has the hub send, at a time; more registrations wait."""
+
 ORPHAN_AFTER_S = 3600.0
 
 
@@ -41,6 +44,7 @@ class Datasets:
         self.registry: Registry[Dataset] = Registry(database, Dataset)
         self._settings, self._database, self._files = settings, database, files
         self._tables = RowTables(lance)
+        self._conversions = asyncio.Semaphore(CONVERSIONS)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def register(self, request: RegisterDatasetRequest) -> Dataset:
@@ -53,7 +57,9 @@ class Datasets:
         fingerprint = await asyncio.to_thread(_fingerprint, request)
         if (found := await self._find(identifier)) is not None:
             return _same(found, fingerprint)
-        async with converted(request.source, request.purpose, self._files, self._settings) as arrow:
+        async with converted(
+            request.source, request.purpose, self._files, self._settings, self._conversions
+        ) as arrow:
             name = new_name(fingerprint)
             try:
                 await self._tables.create(name, arrow)
@@ -128,11 +134,12 @@ class Datasets:
         done = 0
         for dataset in await self.registry.list():
             name = dataset.provider_resource_id
-            async with self._writing(name):
-                try:
+            try:
+                async with self._writing(name):
                     done += await self._tables.maintain(name)
-                except (TableGone, RuntimeError) as error:  # deleted meanwhile, or a conflict: the next round
-                    log.info("dataset %s was not compacted: %s", dataset.identifier, error)
+            # Deleted or written to meanwhile, or damaged: the others are none the worse.
+            except (TableGone, Overloaded, RuntimeError, OSError, ValueError) as error:
+                log.warning("dataset %s was not compacted: %s", dataset.identifier, error)
         return done
 
     async def sweep(self, older_than_s: float = ORPHAN_AFTER_S) -> int:

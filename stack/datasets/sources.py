@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from stack.bounded import BoundedChild, Exceeded, Limits, Refused
@@ -39,9 +40,16 @@ _TOO_MUCH = {
 
 @asynccontextmanager
 async def converted(
-    source: DataSource, purpose: DatasetPurpose, files: Files, settings: Settings
+    source: DataSource,
+    purpose: DatasetPurpose,
+    files: Files,
+    settings: Settings,
+    slots: asyncio.Semaphore,
 ) -> AsyncGenerator[Path]:
-    """The source's rows as an Arrow stream file. Raises BadRequest: what is wrong with it, and where."""
+    """The source's rows as an Arrow stream file. Raises BadRequest: what is wrong with it, and where.
+
+    `slots` bounds how many sources take a thread for long, and a child's memory, at the same time.
+    """
     max_bytes = int(settings.max_dataset_gb * 2**30)
     folder = working_folders(settings) / f"dataset-{uuid4().hex}"
     await asyncio.to_thread(folder.mkdir, 0o700, True)
@@ -50,8 +58,8 @@ async def converted(
         if isinstance(source, RowsDataSource):
             await _kindly(lambda: convert.write(encode(source.rows, purpose), str(out)))
         else:
-            inputs = await _fetch(source.uri, folder, files, settings, max_bytes)
-            await _convert(inputs, purpose, out, max_bytes)
+            inputs = await _fetch(source.uri, folder, files, settings, max_bytes, slots)
+            await _convert(inputs, purpose, out, max_bytes, slots)
         yield out
     finally:
         await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, True))
@@ -72,9 +80,12 @@ def sweep_folders(settings: Settings, older_than_s: float) -> int:
     return swept
 
 
-async def _fetch(uri: str, folder: Path, files: Files, settings: Settings, max_bytes: int) -> list[Input]:
+async def _fetch(
+    uri: str, folder: Path, files: Files, settings: Settings, max_bytes: int, slots: asyncio.Semaphore
+) -> list[Input]:
     if uri.startswith(hub.SCHEME):
-        return await asyncio.to_thread(hub.download, uri, folder, max_bytes)
+        async with slots:
+            return await asyncio.to_thread(hub.download, uri, folder, max_bytes)
     path = folder / "source"
     async with open_uri(uri, files, settings, max_bytes=max_bytes, timeout_s=DOWNLOAD_TIMEOUT_S) as download:
         with await asyncio.to_thread(path.open, "wb") as file:
@@ -89,11 +100,18 @@ async def _fetch(uri: str, folder: Path, files: Files, settings: Settings, max_b
     return [await asyncio.to_thread(detect, str(path), content_type, uri, charset)]
 
 
-async def _convert(inputs: list[Input], purpose: DatasetPurpose, out: Path, max_bytes: int) -> None:
+async def _convert(
+    inputs: list[Input], purpose: DatasetPurpose, out: Path, max_bytes: int, slots: asyncio.Semaphore
+) -> None:
     fields = [asdict(entry) for entry in inputs]
     if await asyncio.to_thread(_is_small, inputs):
         await _kindly(lambda: convert.convert(fields, purpose, str(out), max_bytes))
         return
+    async with slots:
+        await _in_child(fields, purpose, out, max_bytes)
+
+
+async def _in_child(fields: list[dict[str, Any]], purpose: DatasetPurpose, out: Path, max_bytes: int) -> None:
     child = BoundedChild(LIMITS, ["stack.datasets.convert", "pyarrow.parquet"])
     function = "stack.datasets.convert:convert"
     try:

@@ -8,7 +8,9 @@ from stack.errors import BadRequest
 from stack.store.tables import ID_LENGTH, KEY_LENGTH
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_MIME_TYPE = re.compile(rf'{_TOKEN}/{_TOKEN}(\s*;\s*{_TOKEN}=({_TOKEN}|"[ !#-\[\]-~]*"))*')  # RFC 9110, 8.3.1
+_MIME_TYPE = re.compile(
+    rf'{_TOKEN}/{_TOKEN}([ \t]*;[ \t]*{_TOKEN}=({_TOKEN}|"[ !#-\[\]-~]*"))*'
+)  # RFC 9110, 8.3.1
 _MIME_TYPE_LENGTH = 255
 
 

@@ -89,7 +89,7 @@ async def _opened(
     rest = uri[len(scheme) + 1 :].removeprefix("//")
     match scheme:
         case "data":
-            fetched = egress.decode_data_url(uri, max_bytes)
+            fetched = await asyncio.to_thread(egress.decode_data_url, uri, max_bytes)
             yield Download(fetched.url, fetched.content_type, fetched.charset, _one(fetched.content))
         case "files":
             bucket, _, key = rest.partition("/")

@@ -59,8 +59,7 @@ class Parser:
                 pass
         format_name = "text" if kind is Kind.MARKDOWN else kind.value
         found = await self._read(format_name, source)
-        text = _clean(found["text"])
-        return Text(text, _one_line(found["title"]) or (None if kind is Kind.TEXT else _first_heading(text)))
+        return await asyncio.to_thread(_read_text, found["text"], found["title"], kind)
 
     async def _read(self, format_name: str, source: Source) -> dict[str, str | None]:
         child = await self._idle.get()
@@ -106,6 +105,11 @@ def _plain(text: str, kind: Kind) -> Text:
         raise BadRequest(f"it has more than {MAX_TEXT_CHARS} characters of text: split it")
     text = _clean(text)
     return Text(text, _first_heading(text) if kind is Kind.MARKDOWN else None)
+
+
+def _read_text(text: str | None, title: str | None, kind: Kind) -> Text:
+    text = _clean(text)
+    return Text(text, _one_line(title) or (None if kind is Kind.TEXT else _first_heading(text)))
 
 
 def _clean(text: str | None) -> str:

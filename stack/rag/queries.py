@@ -44,6 +44,7 @@ class QueryWriter:
 
     def __init__(self) -> None:
         self._child = BoundedChild(LIMITS, ["stack.rag.templates"])
+        self._turn = asyncio.Lock()  # waiting for the child here takes no thread
 
     async def write(
         self,
@@ -67,9 +68,10 @@ class QueryWriter:
         if len(template) > MAX_TEMPLATE_CHARS:
             raise BadRequest(f"query_generator_config.template has more than {MAX_TEMPLATE_CHARS} characters")
         try:
-            text: str = await asyncio.to_thread(
-                self._child.call, "stack.rag.templates:render", template, messages
-            )
+            async with self._turn:
+                text: str = await asyncio.to_thread(
+                    self._child.call, "stack.rag.templates:render", template, messages
+                )
         except Exceeded as error:
             reason = _REASONS.get(error.limit, "it is nested too deep")
             raise BadRequest(f"query_generator_config.template: {reason}") from error

@@ -137,13 +137,14 @@ class ReconcilerLoop:
         from stack.upkeep import open_upkeep
 
         async with open_upkeep(self._settings, lambda name: ServeMeter("vector_db_id", name)) as upkeep:
-            await self._repeat(upkeep.step)
+            await self._repeat(upkeep.step, OSError, RuntimeError)  # LanceDB's, e.g. of an object store
 
-    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, step: Callable[[], Awaitable[None]], *passing: type[Exception]) -> None:
+        """`passing`: further errors that the next step may not have."""
         while True:
             try:
                 await step()
-            except (StackError, RayError, RayServeException):
+            except (StackError, RayError, RayServeException, *passing):
                 log.exception("reconciling failed, trying again")
             await asyncio.sleep(self._args.interval_s)
 

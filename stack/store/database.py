@@ -71,9 +71,7 @@ class Database:
             try:
                 await file.acquire(poll_interval=0.01)
             except LockTimeout as error:
-                raise Overloaded(
-                    f"waited {timeout_s:g} s for others that change the same; try again"
-                ) from error
+                raise _held_too_long(timeout_s) from error
             try:
                 yield
             finally:
@@ -87,9 +85,7 @@ class Database:
             except DBAPIError as error:
                 if "lock timeout" not in str(error.orig):
                     raise
-                raise Overloaded(
-                    f"waited {timeout_s:g} s for others that change the same; try again"
-                ) from error
+                raise _held_too_long(timeout_s) from error
             yield
 
     async def _version(self) -> str | None:

@@ -60,16 +60,19 @@ class Maintenance:
                     await self._maintain(located)
             except (TableGone, Overloaded):
                 continue  # deleted, or another process is at it
-            except RuntimeError as error:
-                if not _is_collision(error):
-                    raise
-                log.info("%s was written meanwhile, again later", located.table_name)
+            except (RuntimeError, OSError, ValueError) as error:  # what LanceDB raises
+                if _is_collision(error):
+                    log.info("%s was written meanwhile, again later", located.table_name)
+                else:  # the other tables are none the worse
+                    log.exception("%s cannot be maintained", located.table_name)
 
     async def _drop_orphans(self) -> None:
         """Tables of databases whose deletion was interrupted: a table's name is there before it."""
-        kept = await self._indexes.table_names()
-        for name in await self._lance.names():
-            if name.startswith(PREFIX) and name not in kept:
+        names = [name for name in await self._lance.names() if name.startswith(PREFIX)]
+        # Asked second: a table that another process makes meanwhile was claimed before.
+        kept = await self._indexes.table_names() if names else set()
+        for name in names:
+            if name not in kept:
                 log.info("dropping %s, which no vector database has", name)
                 await self._lance.drop(name)
 
@@ -138,6 +141,6 @@ def _grown(rows: int, measured: int) -> bool:
     return rows > measured * MEASURE_GROWTH or rows * MEASURE_GROWTH < measured
 
 
-def _is_collision(error: RuntimeError) -> bool:
+def _is_collision(error: Exception) -> bool:
     text = str(error).lower()
     return "conflict" in text or "not found" in text

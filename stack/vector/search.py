@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +69,7 @@ async def sharing_words(
     """Up to `depth` rows by BM25, best first; none when the query has no words."""
     from lancedb.query import MatchQuery
 
-    words = re.findall(r"\w+", text)[:MAX_QUERY_TERMS]
+    words = [match[0] for match in islice(re.finditer(r"\w+", text), MAX_QUERY_TERMS)]
     if not words:
         return []
     match = MatchQuery(" ".join(words), "text")  # type: ignore[call-arg]  # mypy does not see the defaults

@@ -18,6 +18,7 @@ from stack.store.lance import Lance, TableGone, lance_errors
 from stack.vector import search
 from stack.vector.embedding import embed
 from stack.vector.feedback import hybrid
+from stack.vector.flat import FlatVectors
 from stack.vector.params import Mode, QueryParams
 from stack.vector.rows import chunk_id_of, document_of, items_of, text_of, to_chunk, to_table
 from stack.vector.search import Hit
@@ -46,6 +47,7 @@ class VectorStore:
     def __init__(self, database: Database, lance: Lance, serving: Serving) -> None:
         self._database, self._lance, self._serving = database, lance, serving
         self._indexes = VectorIndexes(database)
+        self._flat = FlatVectors()
 
     async def insert(
         self,
@@ -93,7 +95,7 @@ class VectorStore:
         vectors = {} if params.mode is Mode.KEYWORD else await self._vectors(located, query)
         tables = [(one, await self._table(one)) for one in located]
         for _ in range(READ_AGAIN):
-            scored = await _search(tables, vectors, text_of(query), params)
+            scored = await self._search(tables, vectors, text_of(query), params)
             if scored is not None:
                 return scored
         raise NotReady("the vector database is being reorganised; try again", 1)
@@ -107,50 +109,55 @@ class VectorStore:
         vectors = await asyncio.gather(*embedded)
         return {model: rows[0] for model, rows in zip(by_model, vectors, strict=True)}
 
+    async def _search(
+        self,
+        tables: Sequence[tuple[Located, AsyncTable]],
+        vectors: Mapping[str, NDArray[Any]],
+        text: str,
+        params: QueryParams,
+    ) -> list[ScoredChunk] | None:
+        """None when rows were moved meanwhile."""
+        depth = max(CANDIDATES, 2 * params.max_chunks)
+        with lance_errors():
+            near, shared = await asyncio.gather(
+                self._nearest(tables, vectors, depth, params), _sharing_words(tables, text, depth, params)
+            )
+            ranked = _ranked(tables, vectors, near, shared, params)
+            rows = await _read(tables, [hit for hit, _ in ranked])
+        if len(rows) < len(ranked):
+            return None
+        names = {one.table_name: one.vector_db.identifier for one, _ in tables}
+        scored = [ScoredChunk(to_chunk(rows[hit.key]), score, names[hit.table_name]) for hit, score in ranked]
+        return _chosen(_equal_first(scored, text), params)
+
+    async def _nearest(
+        self,
+        tables: Sequence[tuple[Located, AsyncTable]],
+        vectors: Mapping[str, NDArray[Any]],
+        depth: int,
+        params: QueryParams,
+    ) -> dict[str, list[Hit]]:
+        """For each embedding model its databases' rows in one list: similarities of one model compare."""
+        lists: dict[str, list[Hit]] = {model: [] for model in vectors}
+
+        async def add(located: Located, table: AsyncTable, model: str) -> None:
+            found = None
+            if located.index.kind == "flat" and params.filters is None and not located.expires:
+                found = await self._flat.nearest(table, located.table_name, vectors[model], depth)
+            if found is None:
+                found = await search.nearest(table, located, vectors[model], depth, params)
+            lists[model] += found
+
+        await asyncio.gather(
+            *(add(one, table, one.vector_db.embedding_model) for one, table in tables if vectors)
+        )
+        return {model: _best(hits, depth) for model, hits in lists.items()}
+
     async def _table(self, located: Located) -> AsyncTable:
         try:
             return await self._lance.table(located.table_name)
         except TableGone as error:
             raise NotFound("vector_db", located.vector_db.identifier) from error
-
-
-async def _search(
-    tables: Sequence[tuple[Located, AsyncTable]],
-    vectors: Mapping[str, NDArray[Any]],
-    text: str,
-    params: QueryParams,
-) -> list[ScoredChunk] | None:
-    """None when rows were moved meanwhile."""
-    depth = max(CANDIDATES, 2 * params.max_chunks)
-    with lance_errors():
-        near, shared = await asyncio.gather(
-            _nearest(tables, vectors, depth, params), _sharing_words(tables, text, depth, params)
-        )
-        ranked = _ranked(tables, vectors, near, shared, params)
-        rows = await _read(tables, [hit for hit, _ in ranked])
-    if len(rows) < len(ranked):
-        return None
-    names = {one.table_name: one.vector_db.identifier for one, _ in tables}
-    scored = [ScoredChunk(to_chunk(rows[hit.key]), score, names[hit.table_name]) for hit, score in ranked]
-    return _chosen(_equal_first(scored, text), params)
-
-
-async def _nearest(
-    tables: Sequence[tuple[Located, AsyncTable]],
-    vectors: Mapping[str, NDArray[Any]],
-    depth: int,
-    params: QueryParams,
-) -> dict[str, list[Hit]]:
-    """For each embedding model its databases' rows in one list: similarities of one model compare."""
-    lists: dict[str, list[Hit]] = {model: [] for model in vectors}
-
-    async def add(located: Located, table: AsyncTable, model: str) -> None:
-        lists[model] += await search.nearest(table, located, vectors[model], depth, params)
-
-    await asyncio.gather(
-        *(add(one, table, one.vector_db.embedding_model) for one, table in tables if vectors)
-    )
-    return {model: _best(hits, depth) for model, hits in lists.items()}
 
 
 async def _sharing_words(
@@ -209,11 +216,12 @@ async def _read(
 def _equal_first(scored: list[ScoredChunk], text: str) -> list[ScoredChunk]:
     """Chunks that say exactly what the query says, in front, with the best score there is."""
     wanted = text.strip()
-    equal = [one for one in scored if wanted and text_of(one.chunk.content).strip() == wanted]
-    if not equal:
-        return scored
-    best = max(one.score for one in scored)
-    rest = [one for one in scored if one not in equal]
+    equal: list[ScoredChunk] = []
+    rest: list[ScoredChunk] = []
+    for one in scored:
+        is_equal = wanted and text_of(one.chunk.content).strip() == wanted
+        (equal if is_equal else rest).append(one)
+    best = max((one.score for one in scored), default=0.0)
     return [replace(one, score=best) for one in equal] + rest
 
 

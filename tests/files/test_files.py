@@ -53,6 +53,7 @@ async def test_refuses_a_bucket_that_the_spec_has_not(shelf: Shelf, bucket: str)
         "/x",
         "a/b/c",
         "text/html\r\nset-cookie: a=b",
+        'text/html;\r\n\r\na="<b>"',
         "text/plain;",
         "a/ü",
         "a/" + "b" * 300,

@@ -166,6 +166,47 @@ async def test_orphans_are_dropped(stack: Stack, maintenance: Maintenance, setti
     assert await ask(stack, "one") == []
 
 
+async def test_a_table_that_is_made_meanwhile_is_no_orphan(
+    stack: Stack, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = stack.lance.names
+
+    async def slowly() -> list[str]:
+        """Another process registers a database while the tables are listed."""
+        request = RegisterVectorDbRequest(vector_db_id="new", embedding_model="mini")
+        await stack.vector_dbs.register(request)
+        return await names()
+
+    monkeypatch.setattr(stack.lance, "names", slowly)
+    await maintenance.step()
+    assert len(await names()) == 2
+    await stack.vectors.insert("new", [chunk("one", "d")])
+
+
+async def test_an_indexed_table_may_become_empty(stack: Stack, maintenance: Maintenance) -> None:
+    await add_vectors(stack, 600)
+    await maintenance.step()
+    table = await stack.lance.table((await located(stack)).table_name)
+    await table.delete("true")  # as when all has expired
+    await maintenance.step()
+    assert (await located(stack)).index.rows == 0
+    await insert(stack, chunk("one", "d"))
+    await maintenance.step()
+    assert documents(await ask(stack, "one")) == ["d"]
+
+
+async def test_a_damaged_table_keeps_no_other_from_upkeep(
+    stack: Stack, maintenance: Maintenance, settings: Settings, gauges: Any
+) -> None:
+    await insert(stack, chunk("one", "d"))
+    for file in (settings.home / "lancedb").rglob("*.manifest"):
+        file.write_bytes(b"damaged")
+    request = RegisterVectorDbRequest(vector_db_id="other", embedding_model="mini")
+    await stack.vector_dbs.register(request)
+    await maintenance.step()
+    assert gauges["other"].values["vector_rows"] == 0
+
+
 async def test_inserts_and_queries_go_on_meanwhile(
     stack: Stack, settings: Settings, embedder: Embedder
 ) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -17,8 +18,10 @@ from stack.errors import BadRequest, NotFound
 from stack.schemas.vector_dbs import RegisterVectorDbRequest
 from stack.schemas.vector_io import Chunk
 from stack.settings import Settings
+from stack.vector.flat import FlatVectors
 from stack.vector.params import QueryParams, parse_params
 from stack.vector.rows import dump, schema, to_chunk, to_table
+from stack.vector.state import VectorIndexes
 from stack.vector.store import ScoredChunk, replaced_documents
 from tests.vector.conftest import opened
 from tests.vector.embedder import Embedder
@@ -227,8 +230,6 @@ METADATA = st.dictionaries(
 @hypothesis_settings(deadline=None)
 @given(metadata=METADATA, text=st.text(min_size=1))
 def test_rows_keep_chunks_as_they_are(metadata: dict[str, Any], text: str) -> None:
-    import numpy as np
-
     given_chunk = Chunk(content=text, metadata=metadata)
     table = to_table([given_chunk], np.ones((1, 4), np.float32), None)
     assert table.schema.equals(schema(4))
@@ -349,6 +350,45 @@ async def test_two_processes_see_each_others_writes(
             await ask(facts, "note")
         with pytest.raises(NotFound):
             await insert(facts, chunk("late"))
+
+
+async def test_vectors_in_memory_are_those_of_the_table(
+    facts: Stack, settings: Settings, embedder: Embedder
+) -> None:
+    async def both(stack: Stack) -> list[Any]:
+        """The answer from the table (the first after a write), and from memory."""
+        first, second, third = [await ask(stack, "animals and tides", mode="vector") for _ in range(3)]
+        scores = [pytest.approx(one.score, abs=1e-5) for one in first]
+        assert [one.score for one in second] == [one.score for one in third] == scores
+        assert documents(first) == documents(second) == documents(third)
+        return documents(first)
+
+    async with opened(settings, embedder) as other:
+        before = await both(facts)
+        await insert(other, chunk("Animals wait for the tides.", "tides"))
+        assert (await both(facts))[0] == "tides"
+        assert await both(facts) == await both(other) != before
+        await other.vectors.insert("db", [], documents=["tides"])
+        assert await both(facts) == before
+        await insert(facts, chunk("Animals and tides, for a second", "brief"), ttl_seconds=1)
+        assert (await both(facts))[0] == "brief"
+        await asyncio.sleep(1.1)
+        assert await both(facts) == before
+
+
+async def test_memory_for_vectors_is_bounded(facts: Stack) -> None:
+    table = await facts.lance.table((await VectorIndexes(facts.database).find("db")).table_name)
+    vector = np.zeros(384, np.float32)
+    small = FlatVectors(max_bytes=1000)
+    assert [await small.nearest(table, "t", vector, 3) for _ in range(4)].count(None) >= 2
+    large = FlatVectors()
+    assert await large.nearest(table, "t", vector, 3) is None
+    found = await large.nearest(table, "t", vector, 3)
+    assert found is not None
+    assert len(found) == 3
+    everything = await large.nearest(table, "t", vector, 100)
+    assert everything is not None
+    assert len(everything) == len(FACTS)
 
 
 async def test_everything_survives_a_restart(settings: Settings, embedder: Embedder, tmp_path: Path) -> None:
