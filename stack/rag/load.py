@@ -19,7 +19,10 @@ from stack.settings import Settings
 FETCH_TIMEOUT_S = 60.0
 
 _URL = re.compile(r"(?:https?|files?|lsfs)://\S+|data:[\w.+-]+/[\w.+-][^,\s]*,\S*", re.IGNORECASE)
-"""A string which as a whole is one of these is fetched; linear in its length. A text item is never taken for a URL."""
+"""A string which as a whole is one of these is fetched. A text item is never taken for a URL.
+
+The pattern takes linear time: a text of megabytes may begin as a data URL does.
+"""
 
 
 @dataclass(frozen=True, slots=True)
