@@ -141,10 +141,11 @@ class ReconcilerLoop:
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], *passing: type[Exception]) -> None:
         """`passing`: further errors that the next step may not have."""
+        caught: tuple[type[Exception], ...] = (StackError, RayError, RayServeException, *passing)
         while True:
             try:
                 await step()
-            except (StackError, RayError, RayServeException, *passing):
+            except caught:
                 log.exception("reconciling failed, trying again")
             await asyncio.sleep(self._args.interval_s)
 
