@@ -114,7 +114,22 @@ class ReplicaInference:
                 async for chunk in chunks:
                     yield chunk
             finally:
-                chunks.cancel()
+                _cancel(chunks)
+
+
+def _cancel(chunks: Any) -> None:
+    """Cancel a call, also one that was assigned to a replica in the very moment in which its caller went.
+
+    Ray 2.60 then finds the assignment done, so it has nothing to cancel, but has not fetched its result yet,
+    and lets the replica compute an answer that nobody waits for.
+    """
+    fetched = getattr(chunks, "_replica_result", None) is not None
+    assignment = getattr(chunks, "_replica_result_future", None)
+    chunks.cancel()
+    if fetched or assignment is None or not assignment.done() or assignment.cancelled():
+        return
+    if assignment.exception() is None:
+        assignment.result().cancel()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stack.engine.runners.kernels.native import pages
 from stack.engine.runners.linear import Linear
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class EagerLlama:
         shape = (self._slots, self._shape.kv_heads, positions, self._shape.head_dim)
         for caches in (self._keys, self._values):
             for index in range(self._shape.layers):
-                cache = torch.zeros(shape, dtype=self._dtype, device=self._device)
+                cache = _zeros(shape, self._dtype, self._device)
                 if self._positions:
                     cache[:, :, : self._positions] = caches[index]
                     caches[index] = cache
@@ -205,3 +207,11 @@ class EagerLlama:
             )
             out[rows_of] = chunk[0].transpose(0, 1)
         return layer.output(out.view(len(x), heads * head_dim))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that on a CPU take memory only where they are written; torch.zeros writes them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = pages(math.prod(shape) * dtype.itemsize, huge=False)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from stack.engine.base import Segment
 from stack.engine.runners.kernels.native import NativeLlama
 from stack.engine.runners.llama import LlamaRunner
-from stack.engine.runners.llama_eager import EagerLlama
+from stack.engine.runners.llama_eager import EagerLlama, _zeros
 from stack.errors import NotFound
 
 COMMON: dict[str, Any] = {
@@ -246,3 +247,13 @@ def greedy(
             for segment, output in zip(segments, outputs, strict=True)
         ]
     return outputs
+
+
+def test_an_empty_cache_takes_no_memory() -> None:
+    """Gigabytes for a small model in float32, of which a short chat needs a thousandth."""
+    before = psutil.Process().memory_info().rss
+    cache = _zeros((32, 3, 8192, 64), torch.float32, torch.device("cpu"))
+    assert cache.shape == (32, 3, 8192, 64)
+    assert not cache[:, :, 5000].any()
+    cache[:, :, :3] = 1
+    assert psutil.Process().memory_info().rss - before < 20 << 20
