@@ -88,8 +88,16 @@ def new_postgres_database(postgres_url: str) -> str:
 
     name = f"stack_{uuid4().hex[:12]}"
 
+    async def connect() -> asyncpg.Connection:
+        """The port is open before the server is ready."""
+        while True:
+            try:
+                return await asyncpg.connect(postgres_url)
+            except asyncpg.CannotConnectNowError:
+                await asyncio.sleep(0.05)
+
     async def create() -> None:
-        connection = await asyncpg.connect(postgres_url)
+        connection = await connect()
         await connection.execute(f'CREATE DATABASE "{name}"')
         await connection.close()
 
