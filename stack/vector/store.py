@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -80,10 +81,11 @@ class VectorStore:
         await self._replace(located, rows, documents)
 
     async def _replace(self, located: Located, rows: pa.Table | None, documents: Collection[str]) -> None:
-        table = await self._table(located)
-        async with self._database.lock(located.lock_name):
-            with lance_errors():
-                await _commit(table, rows, documents)
+        async with self._present(located):
+            table = await self._table(located)
+            async with self._database.lock(located.lock_name):
+                with lance_errors():
+                    await _commit(table, rows, documents)
 
     async def query(
         self, vector_db_ids: Sequence[str], query: InterleavedContent, params: QueryParams
@@ -93,11 +95,12 @@ class VectorStore:
             raise BadRequest("vector_db_ids is empty: name at least one vector database")
         located = [await self._indexes.find(name) for name in dict.fromkeys(vector_db_ids)]
         vectors = {} if params.mode is Mode.KEYWORD else await self._vectors(located, query)
-        tables = [(one, await self._table(one)) for one in located]
-        for _ in range(READ_AGAIN):
-            scored = await self._search(tables, vectors, text_of(query), params)
-            if scored is not None:
-                return scored
+        async with self._present(*located):
+            tables = [(one, await self._table(one)) for one in located]
+            for _ in range(READ_AGAIN):
+                scored = await self._search(tables, vectors, text_of(query), params)
+                if scored is not None:
+                    return scored
         raise NotReady("the vector database is being reorganised; try again", 1)
 
     async def _vectors(
@@ -152,6 +155,16 @@ class VectorStore:
             *(add(one, table, one.vector_db.embedding_model) for one, table in tables if vectors)
         )
         return {model: _best(hits, depth) for model, hits in lists.items()}
+
+    @asynccontextmanager
+    async def _present(self, *located: Located) -> AsyncGenerator[None]:
+        """NotFound for what LanceDB raises when another process has deleted a database meanwhile."""
+        try:
+            yield
+        except RuntimeError:
+            for one in located:
+                await self._indexes.find(one.vector_db.identifier)
+            raise
 
     async def _table(self, located: Located) -> AsyncTable:
         try:

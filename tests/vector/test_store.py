@@ -352,6 +352,21 @@ async def test_two_processes_see_each_others_writes(
             await insert(facts, chunk("late"))
 
 
+async def test_a_database_that_is_deleted_meanwhile_is_not_found(
+    facts: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = facts.lance.table
+
+    async def late(name: str) -> Any:
+        found = await table(name)
+        await facts.vector_dbs.delete("db")
+        return found
+
+    monkeypatch.setattr(facts.lance, "table", late)
+    with pytest.raises(NotFound):
+        await facts.vectors.insert("db", [], documents=["tides"])
+
+
 async def test_vectors_in_memory_are_those_of_the_table(
     facts: Stack, settings: Settings, embedder: Embedder
 ) -> None:
