@@ -411,3 +411,15 @@ def _free_port() -> int:
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port: int = probe.getsockname()[1]
     return port
+
+
+def test_haproxy_is_started_without_splice(tmp_path: Path) -> None:
+    from stack.cli.environment import ray_environment
+
+    environment = ray_environment(tmp_path, haproxy=True, loopback=True)
+    script = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    assert ' -dS "$@"' in Path(script).read_text()
+    version = subprocess.run([script, "-v"], capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("HAProxy version")
+    without = ray_environment(tmp_path, haproxy=False, loopback=True)
+    assert "RAY_SERVE_HAPROXY_BINARY_PATH" not in without

