@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_", "LD_LIBRARY_PATH", "TMPDIR", "OPENBLAS_", "OMP_", "TZ")
 _KILLED: dict[int, str] = {signal.SIGVTALRM: "time", signal.SIGSEGV: "stack", signal.SIGABRT: "memory"}
 
 
@@ -108,7 +109,9 @@ class BoundedChild:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": path, "RAYON_NUM_THREADS": "1"},
+            # None of the server's keys: what reads hostile input may be taken over by it.
+            env={name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+            | {"PYTHONPATH": path, "RAYON_NUM_THREADS": "1"},
         )
         return self._child
 

@@ -31,6 +31,11 @@ class Settings(BaseSettings):
     file_root: Path | None = Field(
         None, description="The only folder that file:// and lsfs:// URLs read. Default: none is readable."
     )
+    object_roots: str = Field(
+        "",
+        description="Comma-separated URLs, e.g. s3://data, below which callers' s3:// and gs:// URIs may "
+        "read with the server's credentials. Default: none.",
+    )
     model_root: Path | None = Field(
         None, description="When set, local models must lie below this folder. Default: any readable folder."
     )

@@ -53,6 +53,14 @@ def test_a_call_answers(child: BoundedChild) -> None:
     assert child.call(f"{HERE}:chatter") == "ü\n"
 
 
+def test_the_child_has_none_of_the_keys(child: BoundedChild, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STACK_HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    assert child.call("os:getenv", "STACK_HF_TOKEN") is None
+    assert child.call("os:getenv", "AWS_SECRET_ACCESS_KEY") is None
+    assert child.call("os:getenv", "PATH")
+
+
 def test_a_refusal_is_told(child: BoundedChild) -> None:
     with pytest.raises(Refused, match="no, because"):
         child.call(f"{HERE}:refuse")

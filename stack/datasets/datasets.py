@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
-from weakref import WeakValueDictionary
 
 from pydantic_core import from_json, to_json
 
@@ -45,7 +44,6 @@ class Datasets:
         self._settings, self._database, self._files = settings, database, files
         self._tables = RowTables(lance)
         self._conversions = asyncio.Semaphore(CONVERSIONS)
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def register(self, request: RegisterDatasetRequest) -> Dataset:
         """Read and check all rows, then make them visible at once. The same again is fine, and reads nothing.
@@ -156,10 +154,9 @@ class Datasets:
     async def _writing(self, name: str) -> AsyncGenerator[None]:
         """One writer at a time: a compaction that merges with an append would put the new rows first.
 
-        Lance alone would merge appends, too, but no faster. The first lock gives those of this process turns.
+        Lance alone would merge appends, too, but no faster.
         """
-        lock = self._locks.setdefault(name, asyncio.Lock())
-        async with lock, self._database.lock(f"dataset-{name[-2:]}"):  # 256 names, since each may be a file
+        async with self._database.lock(f"dataset-{name[-2:]}"):  # 256 names, since each may be a file
             yield
 
     @asynccontextmanager

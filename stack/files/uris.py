@@ -100,6 +100,7 @@ async def _opened(
             async with _opened_file(uri, scheme, rest, settings.file_root) as source:
                 yield Download(uri, guess_type(uri), None, _read(source, uri, max_bytes))
         case "s3" | "gs":
+            _check_object(uri, settings)
             async with _opened_object(uri) as (source, content_type):
                 yield Download(uri, content_type, None, _read(source, uri, max_bytes))
         case _:
@@ -155,6 +156,18 @@ def _open_below(root: Path, scheme: str, path: str, uri: str) -> BinaryIO:
         os.close(descriptor)
         raise missing
     return os.fdopen(descriptor, "rb")
+
+
+def _check_object(uri: str, settings: Settings) -> None:
+    """Whoever may name any object would read, with the server's credentials, all that the server may."""
+    roots = [root.strip().rstrip("/") for root in settings.object_roots.split(",") if root.strip()]
+    scheme, _, path = uri.partition("://")
+    named = f"{scheme.lower()}://{path}"
+    if ".." in path.split("/") or not any(named.startswith(f"{root}/") for root in roots):
+        raise BadRequest(
+            f"{_short(uri)} is not below a URL whose objects this server reads: its operator has to name one "
+            "(STACK_OBJECT_ROOTS), or upload the file and use its url"
+        )
 
 
 @asynccontextmanager

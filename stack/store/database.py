@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from filelock import AsyncFileLock
 from filelock import Timeout as LockTimeout
@@ -34,6 +37,7 @@ class Database:
 
     def __init__(self, url: URL) -> None:
         self.url = url
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._writer, self._reader = _sqlite_engines(url) if self.is_sqlite else _postgres_engines(url)
 
@@ -66,6 +70,22 @@ class Database:
 
         SQLite: a lock on a file beside the database's. Postgres: an advisory lock. Raises Overloaded.
         """
+        started = time.monotonic()
+        own = self._locks.setdefault(name, asyncio.Lock())
+        try:
+            # Those of this process take turns first: each waiter for Postgres holds a connection.
+            async with asyncio.timeout(timeout_s):
+                await own.acquire()
+        except TimeoutError as error:
+            raise _held_too_long(timeout_s) from error
+        try:
+            async with self._shared_lock(name, max(0.1, timeout_s - (time.monotonic() - started))):
+                yield
+        finally:
+            own.release()
+
+    @asynccontextmanager
+    async def _shared_lock(self, name: str, timeout_s: float) -> AsyncGenerator[None]:
         if self.is_sqlite:
             file = AsyncFileLock(f"{self.url.database}.{name}.lock", timeout=timeout_s, is_singleton=False)
             try:

@@ -14,12 +14,13 @@ from stack.vector.state import VectorIndexes
 
 PROVIDER = "lancedb"
 MAX_DIMENSION = 16_384
+REGISTRATION_LOCK = "vector-databases"
 
 
 class VectorDatabases:
     def __init__(self, database: Database, lance: Lance, models: ModelStatuses) -> None:
         self._registry, self._indexes = Registry(database, VectorDB), VectorIndexes(database)
-        self._lance, self._models = lance, models
+        self._database, self._lance, self._models = database, lance, models
         self.list, self.get = self._registry.list, self._registry.get
 
     async def register(self, request: RegisterVectorDbRequest) -> VectorDB:
@@ -36,18 +37,28 @@ class VectorDatabases:
             embedding_model=request.embedding_model,
             embedding_dimension=await self._dimension(request),
         )
-        table_name = await self._indexes.claim_table(vector_db.identifier)
-        registered = await self._registry.register(vector_db)
-        await create_table(self._lance, table_name, vector_db.embedding_dimension)
-        return registered
+        async with self._database.lock(REGISTRATION_LOCK):
+            await self._forget_unregistered(vector_db.identifier)
+            table_name = await self._indexes.claim_table(vector_db.identifier)
+            await create_table(self._lance, table_name, vector_db.embedding_dimension)
+            return await self._registry.register(vector_db)
 
     async def delete(self, vector_db_id: str) -> None:
         """Unregister a database and free its disk. Raises NotFound."""
-        await self._registry.get(vector_db_id)
-        table_name = await self._indexes.release(vector_db_id)
-        await self._registry.delete(vector_db_id)
+        async with self._database.lock(REGISTRATION_LOCK):
+            await self._registry.get(vector_db_id)
+            table_name = await self._indexes.release(vector_db_id)
+            await self._registry.delete(vector_db_id)
         if table_name is not None:
             await self._lance.drop(table_name)
+
+    async def _forget_unregistered(self, vector_db_id: str) -> None:
+        """A registration that was killed may have left a table of another dimension."""
+        try:
+            await self._registry.get(vector_db_id)
+        except NotFound:
+            if (table_name := await self._indexes.release(vector_db_id)) is not None:
+                await self._lance.drop(table_name)
 
     async def _dimension(self, request: RegisterVectorDbRequest) -> int:
         try:

@@ -13,16 +13,24 @@ from stack.errors import BadRequest
 from stack.vector.params import Combination, Filter, Key, Membership, Scalar
 
 MAX_DEPTH = 20
+MAX_SQL = 1 << 20  # characters: some thousands of comparisons
 
 _SIGNS = {"eq": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 
-def to_sql(condition: Filter, depth: int = 0) -> str:
+def to_sql(condition: Filter) -> str:
     """A boolean expression that is never null."""
+    sql = _sql(condition, 0)
+    if len(sql) > MAX_SQL:
+        raise BadRequest("params.filters: too many comparisons for one query; ask with fewer values")
+    return sql
+
+
+def _sql(condition: Filter, depth: int) -> str:
     if depth > MAX_DEPTH:
         raise BadRequest(f"params.filters: and/or are nested deeper than {MAX_DEPTH}")
     if isinstance(condition, Combination):
-        parts = [to_sql(part, depth + 1) for part in condition.filters]
+        parts = [_sql(part, depth + 1) for part in condition.filters]
         return f"({f' {condition.type.upper()} '.join(parts)})"
     if isinstance(condition, Membership):
         return _membership(condition)

@@ -54,14 +54,15 @@ class FlatVectors:
             self._kept[table_name] = _Kept(version)
             return None
         self._kept.move_to_end(table_name)
-        if kept.vectors is None and not await self._read(table, table_name, kept):
+        if kept.vectors is None and not await self._read(table, table_name, kept, len(vector)):
             return None
         return await asyncio.to_thread(_nearest, kept, table_name, vector, depth)
 
-    async def _read(self, table: AsyncTable, table_name: str, kept: _Kept) -> bool:
+    async def _read(self, table: AsyncTable, table_name: str, kept: _Kept, dimension: int) -> bool:
         async with self._reading.setdefault(table_name, asyncio.Lock()):
             if kept.vectors is None:
-                if await table.count_rows() > MAX_ROWS:
+                rows, row_bytes = await table.count_rows(), dimension * 4
+                if rows > MAX_ROWS or rows * row_bytes > self._max_bytes:
                     return False
                 found = await table.query().with_row_id().select(["id", "vector"]).to_arrow()
                 if await table.version() != kept.version:

@@ -7,6 +7,7 @@ sqrt(rows) partitions. From 50,000 rows on, the index's copy of the vectors is q
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -71,10 +72,11 @@ async def build(table: AsyncTable, rows: int, sizes: Sizes) -> IndexState:
 async def tuned(table: AsyncTable, state: IndexState, rows: int, rng: np.random.Generator) -> IndexState:
     """The state with the fewest nprobes that find enough, and the recall that was measured with them."""
     partitions = max(1, round(state.trained_rows**0.5))
+    state = replace(state, measured_rows=rows, measured_at=time.time())
     queries = await sample_queries(table, rows, rng)
     exact = [await _distances(table, query, state, exact=True) for query in queries]
     for share in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
-        state = replace(state, nprobes=max(1, round(share * partitions)), measured_rows=rows)
+        state = replace(state, nprobes=max(1, round(share * partitions)))
         found = [await _distances(table, query, state) for query in queries]
         state = replace(state, recall=recall(exact, found))
         if state.recall is not None and state.recall >= WANTED_RECALL:

@@ -8,6 +8,7 @@ what is kept in memory only spares work.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,7 @@ KEEP_VERSIONS = timedelta(minutes=2)  # longer than any query takes
 MAX_FRAGMENTS = 20
 UNINDEXED_ROWS = 5_000  # of the keyword index: searched, but slowly
 MEASURE_GROWTH = 1.25  # times the rows when recall was last measured
+MEASURE_AFTER_S = 3600.0  # of a table that goes on changing: its rows may all be others
 _KINDS = {"flat": 0, "ivf_flat": 1, "ivf_sq": 2}
 
 
@@ -112,7 +114,7 @@ class Maintenance:
         if index.needs_building(state, rows, self._sizes):
             log.info("indexing %s, %d rows", located.table_name, rows)
             state = await index.build(table, rows, self._sizes)
-        if state.trained_rows and _grown(rows, state.measured_rows):
+        if state.trained_rows and _wants_measuring(state, rows):
             state = await index.tuned(table, state, rows, self._rng)
             if state.kind == "flat":
                 log.warning("%s: its index finds too little, so it is not used", located.table_name)
@@ -137,8 +139,10 @@ class Maintenance:
         meter.gauge(metrics.RECALL, 1.0 if state.recall is None else state.recall)
 
 
-def _grown(rows: int, measured: int) -> bool:
-    return rows > measured * MEASURE_GROWTH or rows * MEASURE_GROWTH < measured
+def _wants_measuring(state: IndexState, rows: int) -> bool:
+    """Whether the table, which has changed, may be another by now than the one that was measured."""
+    grown = rows > state.measured_rows * MEASURE_GROWTH or rows * MEASURE_GROWTH < state.measured_rows
+    return grown or time.time() - state.measured_at > MEASURE_AFTER_S
 
 
 def _is_collision(error: Exception) -> bool:

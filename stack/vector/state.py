@@ -31,6 +31,7 @@ class IndexState:
     recall: float | None = None  # recall@10 against exact search, when last measured
     trained_rows: int = 0  # rows when the partitions were made
     measured_rows: int = 0
+    measured_at: float = 0.0  # seconds since 1970
     rows: int = 0
     fragments: int = 0
     total_bytes: int = 0

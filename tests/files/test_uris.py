@@ -18,7 +18,10 @@ from tests.files.conftest import Shelf, open_shelf
 
 @pytest.fixture
 async def shelf(tmp_path: Path) -> AsyncIterator[Shelf]:
-    async with open_shelf(Settings(home=tmp_path / "home", file_root=tmp_path / "root")) as opened:
+    settings = Settings(
+        home=tmp_path / "home", file_root=tmp_path / "root", object_roots="s3://bucket, gs://bucket/"
+    )
+    async with open_shelf(settings) as opened:
         yield opened
 
 
@@ -218,9 +221,21 @@ async def test_reads_object_stores(shelf: Shelf, objects: type[Objects]) -> None
     assert found == ("application/vnd.apache.parquet", data)
     with pytest.raises(BadRequest, match="larger than"):
         await read(shelf, "s3://bucket/a/b.parquet", max_bytes=len(data) - 1)
-    for missing in ("s3://bucket/none", "s3://bucket/a", "s3://", "s3://x::file:///etc/passwd"):
+    for missing in ("s3://bucket/none", "s3://bucket/a", "s3://bucket/x::file:///etc/passwd"):
         with pytest.raises(BadRequest, match="nothing at"):
             await read(shelf, missing)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://other/x", "s3://bucket-2/x", "s3://bucket", "s3://", "s3://bucket/../other/x", "gs://other/x"],
+)
+async def test_reads_only_the_objects_that_the_operator_names(
+    shelf: Shelf, objects: type[Objects], uri: str
+) -> None:
+    objects().pipe_file("/other/x", b"secret")
+    with pytest.raises(BadRequest, match="STACK_OBJECT_ROOTS"):
+        await read(shelf, uri)
 
 
 @pytest.mark.parametrize(("raised", "told"), [(PermissionError, BadRequest), (OSError, UpstreamError)])

@@ -18,6 +18,7 @@ from stack.errors import BadRequest, NotFound
 from stack.schemas.vector_dbs import RegisterVectorDbRequest
 from stack.schemas.vector_io import Chunk
 from stack.settings import Settings
+from stack.vector.databases import create_table
 from stack.vector.flat import FlatVectors
 from stack.vector.params import QueryParams, parse_params
 from stack.vector.rows import dump, schema, to_chunk, to_table
@@ -421,3 +422,21 @@ async def test_ten_thousand_chunks_at_once(stack: Stack) -> None:
     await insert(stack, *chunks[:5000])
     found = await ask(stack, "number", mode="vector", max_chunks=1000)
     assert len({one.chunk.content for one in found}) == 1000
+
+
+async def test_a_registration_that_was_killed_leaves_no_trace(stack: Stack, settings: Settings) -> None:
+    indexes = VectorIndexes(stack.database)
+    await create_table(stack.lance, await indexes.claim_table("half"), 8)  # and no resource
+    with pytest.raises(NotFound):
+        await stack.vector_dbs.get("half")
+    request = RegisterVectorDbRequest(vector_db_id="half", embedding_model="mini")
+    await asyncio.gather(*(stack.vector_dbs.register(request) for _ in range(4)))
+    await stack.vectors.insert("half", [chunk("whole")])
+    (found,) = await stack.vectors.query(["half"], "whole", QueryParams())
+    assert found.chunk.content == "whole"
+
+
+async def test_filters_are_bounded_in_all(stack: Stack) -> None:
+    many = {"type": "in", "key": "k", "value": [f"value {n}" for n in range(1000)]}
+    with pytest.raises(BadRequest, match="too many comparisons"):
+        await ask(stack, "x", filters={"type": "or", "filters": [many] * 50})
