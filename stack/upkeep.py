@@ -12,8 +12,10 @@ from stack.engine.base import Meter
 from stack.files.blobs import Blobs
 from stack.files.files import Files
 from stack.files.sweep import sweep
+from stack.jobs.logs import sweep_orphans
 from stack.settings import Settings
 from stack.store.database import open_database
+from stack.store.jobs import Jobs
 from stack.store.lance import open_lance
 from stack.store.storage import open_storage
 from stack.vector.maintenance import Maintenance
@@ -53,5 +55,6 @@ async def open_upkeep(settings: Settings, meter: Callable[[str], Meter]) -> Asyn
             _Duty(60, datasets.maintain),
             _Duty(3600, datasets.sweep),
             _Duty(3600, lambda: sweep(database, storage)),
+            _Duty(3600, lambda: sweep_orphans(Jobs(database), storage)),
         ]
         yield Upkeep(duties)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stack.errors import StackError
+from stack.errors import NotFound, StackError
 from stack.settings import Settings
 
 if TYPE_CHECKING:
+    from stack.store.jobs import Jobs
     from stack.store.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,20 @@ async def sweep(settings: Settings, storage: Storage, job_id: str) -> None:
     """Remove a job's log and its folder in the storage."""
     await storage.delete(await storage.find(files_of(job_id)))
     await asyncio.to_thread(log_path(settings.home, job_id).unlink, missing_ok=True)
+
+
+async def sweep_orphans(jobs: Jobs, storage: Storage, older_than: timedelta = timedelta(days=1)) -> int:
+    """Free what was stored for jobs that never came to be, since their submission was killed."""
+    orphans = []
+    for path in await storage.find("jobs"):
+        job_id = path.split("/")[1]
+        try:
+            await jobs.get(job_id)
+        except NotFound:
+            if datetime.now(UTC) - await storage.modified(path) > older_than:
+                orphans.append(path)
+    await storage.delete(orphans)
+    return len(orphans)
 
 
 class Copier:

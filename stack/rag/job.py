@@ -64,7 +64,7 @@ async def check(job: Job, jobs: Jobs) -> None:
         more = f"; and {failed - len(page)} more" if failed > len(page) else ""
         errors = "; ".join(item.error or "" for item in page)
         raise BadRequest(
-            f"not inserted were {failed} documents, the others are (job {job.id}): {errors}{more}"
+            f"{failed} of the documents could not be inserted, the others are (job {job.id}): {errors}{more}"
         )
 
 
