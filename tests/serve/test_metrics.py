@@ -1,4 +1,4 @@
-"""What the engines do can be read by Prometheus."""
+"""What engines and vector databases do can be read by Prometheus."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from llama_stack_client import LlamaStackClient
 from tests.serve.conftest import Server
 
 
-def test_prometheus_reads_the_engines_metrics(server: Server, client: LlamaStackClient) -> None:
+def test_prometheus_reads_the_metrics(server: Server, client: LlamaStackClient) -> None:
     client.inference.completion(
         model_id="smollm2-135m",
         content="Once upon a time",
         sampling_params={"strategy": {"type": "greedy"}, "max_tokens": 4},
     )
     client.inference.embeddings(model_id="all-MiniLM-L6-v2", contents=["a text"])
+    client.vector_dbs.register(vector_db_id="measured", embedding_model="all-MiniLM-L6-v2")
+    chunk = {"content": "a chunk", "metadata": {}}
+    client.vector_io.insert(vector_db_id="measured", chunks=[chunk])
     found = re.search(r"http://127\.0\.0\.1:\d+/metrics", server.log.read_text())
     assert found, "stack up says where the metrics are"
     wanted = ["queue_length", "batch_size", "time_to_first_token_seconds_count"]
     wanted += ["time_per_output_token_seconds_count", "embedded_contents_total"]
+    wanted += ["vector_rows", "vector_fragments", "vector_index", "vector_recall", "vector_bytes"]
     deadline = time.monotonic() + 30  # replicas report every few seconds
     while True:
         text = httpx.get(found[0]).text
@@ -31,3 +35,5 @@ def test_prometheus_reads_the_engines_metrics(server: Server, client: LlamaStack
         assert time.monotonic() < deadline, missing
         time.sleep(1)
     assert 'model_id="smollm2-135m"' in text
+    assert re.search(r'ray_stack_vector_rows\{[^}]*vector_db_id="measured"[^}]*\} 1\.0', text)
+    client.vector_dbs.unregister("measured")
