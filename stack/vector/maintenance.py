@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 KEEP_VERSIONS = timedelta(minutes=2)  # longer than any query takes
 MAX_FRAGMENTS = 20
 UNINDEXED_ROWS = 5_000  # of the keyword index: searched, but slowly
-MEASURE_GROWTH = 1.25  # times the rows when recall was last measured
+MEASURE_GROWTH = 2.0  # times the rows when recall was last measured; measuring takes seconds of a CPU
 MEASURE_AFTER_S = 3600.0  # of a table that goes on changing: its rows may all be others
 _KINDS = {"flat": 0, "ivf_flat": 1, "ivf_sq": 2}
 
