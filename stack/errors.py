@@ -111,3 +111,7 @@ class NotReady(StackError):
 class Timeout(StackError):
     status = 504
     title = "Gateway Timeout"
+
+
+TRANSIENT = (NotReady, Overloaded, Timeout, UpstreamError)
+"""What may go well when it is tried again."""

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
-from stack.errors import NotFound, NotReady, Overloaded, StackError, Timeout, UpstreamError
+from stack.errors import TRANSIENT, NotFound, NotReady, Overloaded, StackError
 from stack.jobs.context import JobContext
 from stack.jobs.keeper import Keeper
 from stack.jobs.processes import RUNNER_VARIABLE
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 Work = Callable[[JobContext], Awaitable[Mapping[str, Any]]]
 """A job's function: returns the job's result. Whatever it does may be repeated by a later attempt."""
 
-TRANSIENT = (NotReady, Overloaded, Timeout, UpstreamError)
 END_TRIES = 60  # seconds that a database may be away when a job ends
 
 Reason = Literal["cancelled", "lost", "terminated"]

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from stack.errors import NotReady, Overloaded, StackError, Timeout, UpstreamError
+from stack.errors import TRANSIENT, StackError
 from stack.jobs.context import JobContext
 from stack.rag.job import documents_path
 from stack.rag.load import Loaded
@@ -23,8 +23,6 @@ from stack.store.storage import Storage
 
 WRITES_AT_A_TIME = 3  # each of some documents: the replicas always have the next call waiting
 PATIENCE_S = 120.0  # with a model that is overloaded or being replaced
-
-TRANSIENT = (NotReady, Overloaded, Timeout, UpstreamError)
 
 
 @dataclass(frozen=True, slots=True)

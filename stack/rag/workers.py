@@ -9,10 +9,10 @@ from contextlib import AsyncExitStack
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
-from stack.errors import StackError
+from stack.errors import TRANSIENT, StackError
 from stack.files.blobs import Blobs
 from stack.files.files import Files
-from stack.rag.bulk import TRANSIENT, Outcome, Place
+from stack.rag.bulk import Outcome, Place
 from stack.rag.load import Loader
 from stack.rag.parse import Parser
 from stack.schemas.tools import RAGDocument
