@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 KEEP_VERSIONS = timedelta(minutes=2)  # longer than any query takes
 MAX_FRAGMENTS = 20
-UNINDEXED_ROWS = 5_000  # of the keyword index: searched, but slowly
+UNINDEXED_ROWS = 256, 2_000  # rows that the keyword index lacks cost 0.1 ms a page in each query
+UNINDEXED_SHARE = 0.1  # of all rows, between these two numbers: bringing it up to date costs by all rows
 MEASURE_GROWTH = 2.0  # times the rows when recall was last measured; measuring takes seconds of a CPU
 MEASURE_AFTER_S = 3600.0  # of a table that goes on changing: its rows may all be others
 _KINDS = {"flat": 0, "ivf_flat": 1, "ivf_sq": 2}
@@ -128,7 +129,9 @@ class Maintenance:
         if stats["fragment_stats"]["num_small_fragments"] > MAX_FRAGMENTS:
             return True
         words = await table.index_stats("text")
-        return words is not None and (words.num_unindexed_rows or 0) > UNINDEXED_ROWS
+        fewest, most = UNINDEXED_ROWS
+        bearable = min(max(UNINDEXED_SHARE * stats["num_rows"], fewest), most)
+        return words is not None and (words.num_unindexed_rows or 0) > bearable
 
     def _report(self, located: Located, state: IndexState) -> None:
         meter = self._meter(located.vector_db.identifier)

@@ -108,6 +108,19 @@ async def test_a_table_that_grew_is_indexed_anew(stack: Stack, maintenance: Main
     assert (state.kind, state.trained_rows, state.rows) == ("ivf_sq", 1200, 1200)
 
 
+async def test_the_keyword_index_is_brought_up_to_date(stack: Stack, maintenance: Maintenance) -> None:
+    await add_vectors(stack, 300)
+    table = await stack.lance.table((await located(stack)).table_name)
+    before = await table.index_stats("text")
+    assert before is not None
+    assert before.num_unindexed_rows == 300
+    await maintenance.step()
+    after = await table.index_stats("text")
+    assert after is not None
+    assert after.num_unindexed_rows == 0
+    assert documents(await ask(stack, "row 77", mode="keyword", max_chunks=1)) == ["d77"]
+
+
 def test_when_an_index_is_built() -> None:
     assert not needs_building(IndexState(), 499, SMALL)
     assert needs_building(IndexState(), 500, SMALL)
