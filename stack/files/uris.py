@@ -48,10 +48,10 @@ def canonical_uri(uri: str, base_url: str, settings: Settings) -> str:
     `base_url` is the one of the request. It may change with the next; files:// stays.
     """
     for base in filter(None, (base_url, settings.public_url)):
-        own = _split(content_url(base, "", ""))
+        own = _split(f"{base.rstrip('/')}{CONTENT_PATH}")
         asked = _split(uri)
-        if own and asked and asked[0] == own[0] and asked[1].startswith(CONTENT_PATH):
-            return f"files://{unquote(asked[1].removeprefix(CONTENT_PATH))}"
+        if own and asked and asked[0] == own[0] and asked[1].startswith(own[1]):
+            return f"files://{unquote(asked[1].removeprefix(own[1]))}"
     return uri
 
 

@@ -98,15 +98,21 @@ class Database:
                 await file.release()
             return
         key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
-        async with self.write() as connection:
-            await connection.execute(text(f"SET LOCAL lock_timeout = '{int(timeout_s * 1000)}ms'"))
+        # The session has the lock, not a transaction: an open one keeps dead rows from being vacuumed.
+        async with _kindly(self._writer.connect) as connection:
             try:
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+                async with connection.begin():
+                    await connection.execute(text(f"SET LOCAL lock_timeout = '{int(timeout_s * 1000)}ms'"))
+                    await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": key})
             except DBAPIError as error:
                 if "lock timeout" not in str(error.orig):
                     raise
                 raise _held_too_long(timeout_s) from error
-            yield
+            try:
+                yield
+            finally:
+                async with connection.begin():
+                    await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
     async def _version(self) -> str | None:
         async with self.read() as connection:

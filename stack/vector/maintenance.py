@@ -53,11 +53,14 @@ class Maintenance:
         self._rng = np.random.default_rng()
         self._seen: dict[str, int] = {}  # table -> the version that wants nothing
         self._clean_at: dict[str, datetime] = {}  # table -> when its old versions can go
+        self._reported: set[str] = set()  # vector databases
 
     async def step(self) -> None:
         """Look at every table once."""
         await self._drop_orphans()
-        for located in await self._indexes.find_all():
+        found = await self._indexes.find_all()
+        self._report_deleted({located.vector_db.identifier for located in found})
+        for located in found:
             try:
                 async with self._database.lock(f"{located.lock_name}-upkeep", timeout_s=0.1):
                     await self._maintain(located)
@@ -134,12 +137,20 @@ class Maintenance:
         return words is not None and (words.num_unindexed_rows or 0) > bearable
 
     def _report(self, located: Located, state: IndexState) -> None:
+        self._reported.add(located.vector_db.identifier)
         meter = self._meter(located.vector_db.identifier)
         meter.gauge(metrics.ROWS, state.rows)
         meter.gauge(metrics.FRAGMENTS, state.fragments)
         meter.gauge(metrics.BYTES, state.total_bytes)
         meter.gauge(metrics.INDEX, _KINDS[state.kind])
         meter.gauge(metrics.RECALL, 1.0 if state.recall is None else state.recall)
+
+    def _report_deleted(self, kept: set[str]) -> None:
+        """Nothing of what is gone: a series that was reported once cannot be taken back from Ray."""
+        for identifier in self._reported - kept:
+            for name in (metrics.ROWS, metrics.FRAGMENTS, metrics.BYTES, metrics.INDEX):
+                self._meter(identifier).gauge(name, 0)
+        self._reported &= kept
 
 
 def _wants_measuring(state: IndexState, rows: int) -> bool:

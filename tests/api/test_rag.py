@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,6 @@ from llama_stack_client.types import Document
 from stack.api import rag as rag_routes
 from stack.app import create_app
 from stack.context import Stack, open_stack
-from stack.engine.base import NoMeter
-from stack.engine.embedding.model import EmbeddingModel, open_embedding_model
-from stack.models.args import ModelArgs
 from stack.rag import ingest, job
 from stack.schemas.vector_dbs import RegisterVectorDbRequest
 from stack.schemas.vector_io import Chunk
@@ -26,22 +23,12 @@ from stack.store.job_items import JobItems
 from tests.api.fake import FakeInference, complete, progress, start
 from tests.rag import files
 from tests.store.examples import model
+from tests.vector.conftest import embedder, minilm
 from tests.vector.embedder import Embedder
 
+__all__ = ["embedder", "minilm"]  # fixtures
+
 INSERT, QUERY = "/v1/tool-runtime/rag-tool/insert", "/v1/tool-runtime/rag-tool/query"
-
-
-@pytest.fixture(scope="module")
-def minilm(minilm_dir: Path) -> Iterator[EmbeddingModel]:
-    args = ModelArgs(model_id="mini", source=str(minilm_dir), model_type="embedding", dtype="float32")
-    opened = open_embedding_model(args, minilm_dir, NoMeter())
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def embedder(minilm: EmbeddingModel) -> Embedder:
-    return Embedder(minilm)
 
 
 @pytest.fixture

@@ -297,3 +297,11 @@ def test_knows_its_own_urls(uri: str, canonical: str | None, tmp_path: Path) -> 
         canonical_uri(content_url("http://stack:8321", "b", "k"), "http://stack:8321/", settings)
         == "files://b/k"
     )
+
+
+def test_knows_its_own_urls_below_a_path(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, public_url="https://public.example/llama/")
+    own = content_url("https://public.example/llama", "b", "a/k")
+    assert canonical_uri(own, "http://stack:8321/", settings) == "files://b/a/k"
+    other = content_url("https://public.example", "b", "k")
+    assert canonical_uri(other, "http://stack:8321/", settings) == other

@@ -164,3 +164,30 @@ async def test_a_lock_is_held_by_one_at_a_time(settings: Settings, database: Dat
                     pass
     async with database.lock("one"):
         pass
+
+
+async def test_a_lock_is_free_after_an_error_and_after_a_cancellation(database: Database) -> None:
+    async def hold(entered: asyncio.Event) -> None:
+        async with database.lock("one"):
+            entered.set()
+            await asyncio.sleep(60)
+
+    with pytest.raises(ZeroDivisionError):
+        async with database.lock("one"):
+            raise ZeroDivisionError
+    entered = asyncio.Event()
+    task = asyncio.create_task(hold(entered))
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with database.lock("one", timeout_s=5):
+        pass
+
+
+async def test_a_lock_leaves_no_transaction_open(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("a lock on a file")
+    async with database.lock("one"), database.read() as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+        assert await connection.scalar(text(f"{query} AND datname = current_database()")) == 0

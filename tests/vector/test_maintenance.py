@@ -74,6 +74,17 @@ async def test_small_tables_have_no_vector_index(stack: Stack, maintenance: Main
     assert gauges["db"].values["vector_index"] == 0
 
 
+async def test_what_is_deleted_has_no_rows_in_the_metrics(
+    stack: Stack, maintenance: Maintenance, gauges: Any
+) -> None:
+    await insert(stack, chunk("a chunk", "d"))
+    await maintenance.step()
+    assert (gauges["db"].values["vector_rows"], gauges["db"].values["vector_fragments"]) == (1, 1)
+    await stack.vector_dbs.delete("db")
+    await maintenance.step()
+    assert (gauges["db"].values["vector_rows"], gauges["db"].values["vector_bytes"]) == (0, 0)
+
+
 @pytest.mark.parametrize(("rows", "kind"), [(600, "ivf_flat"), (1500, "ivf_sq")])
 async def test_larger_ones_have_one_that_finds_what_exact_search_finds(
     stack: Stack, maintenance: Maintenance, gauges: Any, rows: int, kind: str
