@@ -19,6 +19,8 @@ from stack.files.files import Files
 from stack.files.uploads import Uploads
 from stack.models.serving import Serving
 from stack.rag.rag import Rag, open_rag
+from stack.safety.shields import Shields
+from stack.sandbox.sandbox import Sandbox
 from stack.schemas.models import Model
 from stack.settings import Settings, get_settings
 from stack.store.database import Database, open_database
@@ -27,6 +29,7 @@ from stack.store.lance import Lance, open_lance
 from stack.store.model_status import ModelStatuses
 from stack.store.registry import Registry
 from stack.store.storage import Storage, open_storage
+from stack.tools.tools import Tools, open_tools
 from stack.vector.databases import VectorDatabases
 from stack.vector.store import VectorStore
 
@@ -47,6 +50,8 @@ class Stack:
     vector_dbs: VectorDatabases
     vectors: VectorStore
     rag: Rag
+    tools: Tools
+    shields: Shields
 
 
 def no_inference(model_id: str) -> Inference:
@@ -74,7 +79,10 @@ async def open_stack(
         files = Files(database, blobs)
         vector_dbs = VectorDatabases(database, lance, statuses)
         vectors = VectorStore(database, lance, serving)
-        async with open_rag(settings, files, vector_dbs, vectors, serving) as rag:
+        async with (
+            open_rag(settings, files, vector_dbs, vectors, serving) as rag,
+            open_tools(settings, database, rag, Sandbox(settings)) as tools,
+        ):
             yield Stack(
                 settings=settings,
                 database=database,
@@ -90,6 +98,8 @@ async def open_stack(
                 vector_dbs=vector_dbs,
                 vectors=vectors,
                 rag=rag,
+                tools=tools,
+                shields=Shields(settings, database, serving),
             )
 
 

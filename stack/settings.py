@@ -68,6 +68,15 @@ class Settings(BaseSettings):
         "https://api.openai.com/v1",
         description="The endpoint that STACK_OPENAI_API_KEY is sent to; no other.",
     )
+    tavily_api_key: SecretStr | None = Field(None, description="Key for web search by Tavily.")
+    brave_api_key: SecretStr | None = Field(None, description="Key for web search by Brave.")
+    bing_api_key: SecretStr | None = Field(None, description="Key for web search by Bing.")
+    wolfram_alpha_api_key: SecretStr | None = Field(None, description="App id for Wolfram Alpha.")
+    sandbox_timeout_s: float = Field(30.0, gt=0, description="How long the code interpreter runs code.")
+    sandbox_memory_mb: int = Field(512, ge=64, description="Memory of one run of code, MiB.")
+    sandboxes_at_once: int = Field(
+        2, ge=1, description="Runs of code at the same time in one API replica; the others wait."
+    )
     kernels: bool = Field(
         True,
         description="Compile and use the C kernels for bfloat16 on CPU; false: PyTorch's operators only.",

@@ -1,0 +1,1 @@
+"""Agents: their sessions, and turns that survive whatever happens to the process."""

@@ -1,0 +1,1 @@
+"""Safety: shields, which check what goes into and comes out of models."""

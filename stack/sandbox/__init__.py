@@ -1,0 +1,1 @@
+"""Sandbox: runs code that nobody vouches for."""

@@ -1,0 +1,1 @@
+"""Tools: groups of functions that models may call, here or on MCP servers."""
