@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from filelock import AsyncFileLock
+from filelock import AsyncFileLock, FileLock
 from filelock import Timeout as LockTimeout
 from sqlalchemy import Connection, Table, event, inspect, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -87,7 +87,7 @@ class Database:
     @asynccontextmanager
     async def _shared_lock(self, name: str, timeout_s: float) -> AsyncGenerator[None]:
         if self.is_sqlite:
-            file = AsyncFileLock(f"{self.url.database}.{name}.lock", timeout=timeout_s, is_singleton=False)
+            file = AsyncFileLock(self._lock_file(name), timeout=timeout_s, is_singleton=False)
             try:
                 await file.acquire(poll_interval=0.01)
             except LockTimeout as error:
@@ -97,7 +97,7 @@ class Database:
             finally:
                 await file.release()
             return
-        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        key = _lock_key(name)
         # The session has the lock, not a transaction: an open one keeps dead rows from being vacuumed.
         async with _kindly(self._writer.connect) as connection:
             try:
@@ -114,6 +114,17 @@ class Database:
                 async with connection.begin():
                     await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
+    async def is_locked(self, name: str) -> bool:
+        """Whether any process holds the lock of that name now. Waits for nobody."""
+        if self.is_sqlite:
+            return await asyncio.to_thread(_is_locked, Path(self._lock_file(name)))
+        high, low = divmod(_lock_key(name) % 2**64, 2**32)
+        async with self.read() as connection:
+            return await connection.scalar(_HELD, {"high": high, "low": low}) is not None
+
+    def _lock_file(self, name: str) -> str:
+        return f"{self.url.database}.{name}.lock"
+
     async def _version(self) -> str | None:
         async with self.read() as connection:
             if not await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
@@ -124,6 +135,29 @@ class Database:
     async def close(self) -> None:
         await self._reader.dispose()
         await self._writer.dispose()
+
+
+_HELD = text(
+    "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+    " AND classid::bigint = :high AND objid::bigint = :low"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+def _lock_key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+def _is_locked(file: Path) -> bool:
+    """A file whose lock nobody holds is removed: its holder is dead."""
+    if not file.exists():
+        return False
+    try:
+        with FileLock(file, timeout=0, is_singleton=False):
+            file.unlink(missing_ok=True)
+    except LockTimeout:
+        return True
+    return False
 
 
 def _held_too_long(timeout_s: float) -> Overloaded:

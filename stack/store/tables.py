@@ -12,11 +12,13 @@ from sqlalchemy import (
     DateTime,
     ForeignKey,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
     Text,
     TypeDecorator,
+    UniqueConstraint,
 )
 from sqlalchemy.engine import Dialect
 
@@ -145,3 +147,56 @@ vector_indexes = Table(
     Column("updated_at", UtcDateTime, nullable=False),
 )
 """What the maintenance of a vector database found and chose: its index, how to search it, its recall."""
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("agent_id", String(64), primary_key=True),
+    Column("config", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+agent_sessions = Table(
+    "agent_sessions",
+    metadata,
+    Column("session_id", String(64), primary_key=True),
+    Column("agent_id", ForeignKey("agents.agent_id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+)
+
+agent_turns = Table(
+    "agent_turns",
+    metadata,
+    Column("turn_id", String(64), primary_key=True),
+    Column("session_id", ForeignKey("agent_sessions.session_id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),  # its place in the session
+    Column("status", String(16), nullable=False, index=True),
+    Column("owner", String(64)),  # the process that runs it, or has it waiting; see stack.store.presence
+    Column("request", Text, nullable=False),
+    Column("output", Text),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("completed_at", UtcDateTime),
+    UniqueConstraint("session_id", "number"),
+)
+
+agent_steps = Table(
+    "agent_steps",
+    metadata,
+    Column("turn_id", ForeignKey("agent_turns.turn_id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # its place in the turn
+    Column("step_id", String(64), nullable=False),
+    Column("body", Text, nullable=False),
+)
+
+agent_files = Table(
+    "agent_files",
+    metadata,
+    Column("session_id", ForeignKey("agent_sessions.session_id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(ID_LENGTH), primary_key=True),
+    Column("mime_type", String(ID_LENGTH), nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("written_at", UtcDateTime, nullable=False),
+)
+"""The working folder of a session's code interpreter: documents of its turns, and what code wrote."""
