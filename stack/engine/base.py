@@ -139,6 +139,10 @@ class Runner(Protocol):
         """Copy the cache of positions [0, tokens) from one slot to another; the target's own is forgotten."""
 
 
+Probabilities = dict[str, float]
+"""A classifier's labels and how likely each is; they sum to 1."""
+
+
 class Inference(Protocol):
     """The Inference API of one model, as the routes, agents and jobs call it.
 
@@ -163,6 +167,12 @@ class Inference(Protocol):
     async def token_spans(self, texts: Sequence[str]) -> list[Spans]:
         """Where the embedding model's tokens stand in each text, without special tokens."""
 
+    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+        """For each text its labels' probabilities in each of its windows; only classifiers answer.
+
+        A text longer than the model reads is read in overlapping windows. Raises BadRequest for other models.
+        """
+
     async def describe(self) -> dict[str, Any]:
         """What belongs in the Model's metadata: context_length, embedding_dimension, dtype, …"""
 
@@ -175,6 +185,8 @@ class LocalModel(Protocol):
     def chat_completion(
         self, request: ChatCompletionRequest
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]: ...
+
+    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]: ...
 
     async def describe(self) -> dict[str, Any]: ...
 

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from stack.models.args import ModelArgs
+from stack.models.folders import Folder, facts
 from stack.models.sources import fetch
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ def open_model(args: ModelArgs, settings: Settings, meter: Meter) -> LocalModel:
         from stack.engine.embedding.model import open_embedding_model
 
         return open_embedding_model(args, folder, meter)
+    if facts(Folder.local(folder)).kind == "classifier":
+        from stack.engine.classifier.model import open_classifier
+
+        return open_classifier(args, folder)
     from stack.engine.text.open import open_text_model
 
     return open_text_model(args, folder, meter)

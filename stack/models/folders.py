@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from stack.errors import BadRequest
 
-ModelKind = Literal["llm", "embedding"]
+ModelKind = Literal["llm", "embedding", "classifier"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
@@ -87,10 +87,16 @@ def _facts(folder: Folder) -> Facts:
     architecture = _architecture(folder, config)
     text = config.get("text_config", config)
     return Facts(
-        kind="llm" if architecture in text_architectures() else "embedding",
+        kind=_kind(architecture),
         context_length=_first_int(text, _CONTEXT_KEYS),
         embedding_dimension=_first_int(text, ("hidden_size", "d_model", "n_embd", "dim")),
     )
+
+
+def _kind(architecture: str) -> ModelKind:
+    if architecture in text_architectures():
+        return "llm"
+    return "classifier" if architecture in _classifiers() else "embedding"
 
 
 def require_safe_weights(folder: Folder) -> None:
@@ -117,7 +123,7 @@ def _architecture(folder: Folder, config: dict[str, Any]) -> str:
     """The class that loads the model, without running code that came with it."""
     names = config.get("architectures") or [text_models().get(str(config.get("model_type")), "")]
     architecture = str(names[0])
-    if architecture in text_architectures() or architecture in _known_architectures():
+    if architecture in text_architectures() | _known_architectures() | _classifiers():
         return architecture
     if "auto_map" in config:
         raise BadRequest(
@@ -127,7 +133,7 @@ def _architecture(folder: Folder, config: dict[str, Any]) -> str:
         )
     raise BadRequest(
         f"{folder.where} has the architecture {architecture or config.get('model_type')!r}, which the "
-        "installed transformers cannot generate text or embeddings with"
+        "installed transformers cannot generate text or embeddings, or classify, with"
     )
 
 
@@ -207,6 +213,13 @@ def _known_architectures() -> frozenset[str]:
     """Classes without a head: the encoders that sentence-transformers can pool."""
     values = _table("models/auto/modeling_auto.py", "MODEL_MAPPING_NAMES").values()
     return frozenset(name for value in values for name in ([value] if isinstance(value, str) else value))
+
+
+@lru_cache(maxsize=1)
+def _classifiers() -> frozenset[str]:
+    """Classes that say how likely each of a few labels is for a text."""
+    names = _table("models/auto/modeling_auto.py", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES").values()
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _source(module: str) -> str:

@@ -20,7 +20,7 @@ from stack.models import sources
 from stack.models.args import SERVING_FIELDS, ModelArgs, ProviderId
 from stack.models.endpoint import Endpoint
 from stack.models.folders import Facts
-from stack.schemas.models import Model, RegisterModelRequest
+from stack.schemas.models import Model, ModelType, RegisterModelRequest
 from stack.settings import Settings
 
 _KINDS = {"transformers": ("llm",), "sentence-transformers": ("embedding",), "openai": ("llm", "embedding")}
@@ -44,7 +44,7 @@ async def check(request: RegisterModelRequest, settings: Settings) -> Model:
         facts = await _check_endpoint(request, source, settings)
     else:
         facts = await sources.check(source, settings)
-    model_type = request.model_type or facts.kind or ("llm" if provider == "openai" else None)
+    model_type = request.model_type or _type_of(facts) or ("llm" if provider == "openai" else None)
     if model_type is None:
         raise BadRequest(
             f"what {source} holds is known only once it is downloaded; say model_type 'llm' or 'embedding'"
@@ -117,6 +117,11 @@ def _serving_args(metadata: dict[str, Any]) -> dict[str, Any]:
     return args
 
 
+def _type_of(facts: Facts) -> ModelType | None:
+    """The API has two types of models; a classifier is an `llm`, which reads text."""
+    return "llm" if facts.kind == "classifier" else facts.kind
+
+
 def _check_type(source: str, provider: str, model_type: str, facts: Facts) -> None:
     if model_type not in _KINDS[provider]:
         raise BadRequest(
@@ -125,6 +130,8 @@ def _check_type(source: str, provider: str, model_type: str, facts: Facts) -> No
         )
     if facts.kind == "embedding" and model_type == "llm":
         raise BadRequest(f"{source} is an embedding model; register it with model_type 'embedding'")
+    if facts.kind == "classifier" and model_type == "embedding":
+        raise BadRequest(f"{source} is a classifier, which gives no embeddings; leave model_type out")
 
 
 def _filled(metadata: dict[str, Any], source: str, model_type: str, facts: Facts) -> dict[str, Any]:

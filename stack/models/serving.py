@@ -11,7 +11,7 @@ from stack.engine.base import Inference
 from stack.engine.remote.openai import OpenAIModel, api_key
 from stack.errors import BadRequest, NotReady
 from stack.models.registration import to_args
-from stack.schemas.models import ModelType
+from stack.schemas.models import Model, ModelType
 from stack.settings import Settings
 from stack.store.model_status import ModelStatus, ModelStatuses
 
@@ -46,6 +46,10 @@ class Serving:
         if status is None or status.state != "ready":
             raise _not_ready(model_id, status)
         return self._inference(model_id)
+
+    async def find(self, model_id: str) -> tuple[Model, ModelStatus | None]:
+        """A model, and what is known of how it is served. Raises NotFound."""
+        return await self._statuses.find(model_id)
 
 
 _WRONG_TYPE = {

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from stack.engine.base import Priority
+from stack.engine.base import Priority, Probabilities
 from stack.engine.embedding.vectors import Spans, Vectors, response_of, slices, text_slices
 from stack.errors import NotReady, Overloaded, StackError
 from stack.models.names import MODEL_DEPLOYMENT, app_name
@@ -79,6 +79,11 @@ class ReplicaInference:
     async def token_spans(self, texts: Sequence[str]) -> list[Spans]:
         parts = await self._all(("token_spans", part) for part in text_slices(texts))
         return [spans for part in parts for spans in part]
+
+    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+        (found,) = await self._all([("classify", list(texts))])
+        answer: list[list[Probabilities]] = found
+        return answer
 
     async def _all(self, calls: Iterable[tuple[Any, ...]]) -> list[Any]:
         """The answers to calls, each (method, arguments …); the first error is raised."""

@@ -18,7 +18,7 @@ from stack.serve.cluster import ServeCluster
 from stack.serve.meter import ServeMeter
 
 if TYPE_CHECKING:
-    from stack.engine.base import LocalModel, Priority
+    from stack.engine.base import LocalModel, Priority, Probabilities
     from stack.engine.embedding.model import EmbeddingModel
     from stack.engine.embedding.vectors import Spans, Vectors
     from stack.schemas.inference import (
@@ -66,6 +66,9 @@ class Model:
     async def token_spans(self, texts: list[str]) -> list[Spans]:
         """Only embedding models are asked."""
         return await cast("EmbeddingModel", self._inference).token_spans(texts)
+
+    async def classify(self, texts: list[str]) -> list[list[Probabilities]]:
+        return await self._inference.classify(texts)
 
     async def describe(self) -> dict[str, Any]:
         return await self._inference.describe()

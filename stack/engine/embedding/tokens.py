@@ -57,9 +57,13 @@ class TextTokens:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens left out."""
+        return [len(ids) for ids in self.ids(texts)]
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """All token ids of each text, special tokens left out."""
         pieces = [list(_pieces(text)) for text in texts]
-        lengths = iter([len(ids) for ids in self._ids([piece for text in pieces for piece in text])])
-        return [sum(next(lengths) for _ in text) for text in pieces]
+        found = iter(self._ids([piece for text in pieces for piece in text]))
+        return [[token for _ in text for token in next(found)] for text in pieces]
 
     def spans(self, texts: Sequence[str]) -> list[Spans]:
         """Where each token of each text stands, special tokens left out."""

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 
 from stack.egress import EgressTransport, bounded_body
-from stack.engine.base import Priority
+from stack.engine.base import Priority, Probabilities
 from stack.engine.embedding.vectors import Spans, Vectors
 from stack.engine.remote import wire
 from stack.engine.text.generation import top_logprobs_of
@@ -184,6 +184,11 @@ class OpenAIModel:
             if len(data) != len(texts):
                 raise UpstreamError(f"{self._name} gave {len(data)} vectors for {len(texts)} texts")
             return [item["embedding"] for item in data]
+
+    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+        raise BadRequest(
+            f"{self._name} cannot classify: OpenAI's protocol has no such call; serve the classifier here"
+        )
 
     async def describe(self) -> dict[str, Any]:
         """An embedding model's dimension, by embedding a word; a context length where the server lists it."""

@@ -165,6 +165,14 @@ class _Conversation:
         return {"type": "image"}
 
 
+def guard_prompt(template_text: str) -> str | None:
+    """Whether a chat template asks for a verdict about a conversation, as Llama Guard's do, and in which
+    form: `llama-3` has Llama 3's headers, `other` another one. None: it is a template for chatting."""
+    if "<BEGIN CONVERSATION>" not in template_text:
+        return None
+    return "llama-3" if "<|start_header_id|>" in template_text else "other"
+
+
 def size(messages: Sequence[Message]) -> int:
     """Characters of text in all messages, without looking at any of them."""
     total = 0

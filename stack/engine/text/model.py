@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from stack.egress import read_image
-from stack.engine.base import Engine, Generation, Output, Priority
+from stack.engine.base import Engine, Generation, Output, Priority, Probabilities
 from stack.engine.grammar.compile import Grammar, GrammarCompiler, answer_grammar
 from stack.engine.text import chat
-from stack.engine.text.chat import ChatFormat, ToolUse
+from stack.engine.text.chat import ChatFormat, ToolUse, guard_prompt
 from stack.engine.text.chunks import (
     ChatChunks,
     CompletionChunks,
@@ -115,14 +115,22 @@ class TextModel:
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
         raise BadRequest(f"model {self.model_id!r} generates text; use an embedding model for embeddings")
 
+    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+        raise BadRequest(
+            f"model {self.model_id!r} generates text and classifies nothing; use a model whose config.json "
+            "names a …ForSequenceClassification"
+        )
+
     async def describe(self) -> dict[str, Any]:
         native = self._chat.native_format
+        guard = guard_prompt(self._chat.literal_text)
         return {
             "context_length": self._limit,
             "vocab_size": self._parts.vocab_size,
             "tool_prompt_formats": sorted(FORMATS),
             "default_tool_format": (native or JSON).id,
             "reads_images": self._parts.images is not None,
+            **({"guard_prompt": guard} if guard else {}),
             **self._parts.describe,
         }
 
