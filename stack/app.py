@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from stack.api import (
+    agents,
     datasetio,
     datasets,
     docs,
@@ -32,6 +33,7 @@ from stack.settings import get_settings
 ROUTERS = tuple(
     module.router
     for module in (
+        agents,
         datasetio,
         datasets,
         docs,

@@ -10,8 +10,11 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from pydantic_core import from_json
 
+from stack.agents.agents import Agents
+from stack.agents.open import open_agents
+from stack.agents.turns import Turns
 from stack.datasets.datasets import Datasets
-from stack.engine.base import Inference
+from stack.engine.base import Inference, Meter, NoMeter
 from stack.engine.remote.openai import open_client
 from stack.errors import BadRequest, NotReady
 from stack.files.blobs import Blobs
@@ -52,6 +55,8 @@ class Stack:
     rag: Rag
     tools: Tools
     shields: Shields
+    agents: Agents
+    turns: Turns
 
 
 def no_inference(model_id: str) -> Inference:
@@ -64,6 +69,7 @@ async def open_stack(
     settings: Settings | None = None,
     inference: Callable[[str], Inference] = no_inference,
     session: str | None = None,
+    meter: Meter | None = None,
 ) -> AsyncGenerator[Stack]:
     """Open the stores; everything is closed again at the end. `session` is the running cluster's."""
     settings = settings or get_settings()
@@ -79,9 +85,22 @@ async def open_stack(
         files = Files(database, blobs)
         vector_dbs = VectorDatabases(database, lance, statuses)
         vectors = VectorStore(database, lance, serving)
+        shields = Shields(settings, database, serving)
         async with (
             open_rag(settings, files, vector_dbs, vectors, serving) as rag,
             open_tools(settings, database, rag, Sandbox(settings)) as tools,
+            open_agents(
+                settings,
+                database,
+                statuses,
+                serving,
+                files,
+                vector_dbs,
+                rag,
+                tools,
+                shields,
+                meter or NoMeter(),
+            ) as (agents, turns),
         ):
             yield Stack(
                 settings=settings,
@@ -99,7 +118,9 @@ async def open_stack(
                 vectors=vectors,
                 rag=rag,
                 tools=tools,
-                shields=Shields(settings, database, serving),
+                shields=shields,
+                agents=agents,
+                turns=turns,
             )
 
 

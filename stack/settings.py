@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     brave_api_key: SecretStr | None = Field(None, description="Key for web search by Brave.")
     bing_api_key: SecretStr | None = Field(None, description="Key for web search by Bing.")
     wolfram_alpha_api_key: SecretStr | None = Field(None, description="App id for Wolfram Alpha.")
+    agent_wait_s: float = Field(
+        30.0, ge=0, description="How long a turn waits for the earlier turns of its session."
+    )
     sandbox_timeout_s: float = Field(30.0, gt=0, description="How long the code interpreter runs code.")
     sandbox_memory_mb: int = Field(512, ge=64, description="Memory of one run of code, MiB.")
     sandboxes_at_once: int = Field(

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from stack.agents.records import Records
+from stack.agents.turns import end_dead
 from stack.datasets.datasets import Datasets
 from stack.engine.base import Meter
 from stack.files.blobs import Blobs
@@ -17,6 +19,7 @@ from stack.settings import Settings
 from stack.store.database import open_database
 from stack.store.jobs import Jobs
 from stack.store.lance import open_lance
+from stack.store.presence import Presence
 from stack.store.storage import open_storage
 from stack.vector.maintenance import Maintenance
 
@@ -49,9 +52,11 @@ async def open_upkeep(settings: Settings, meter: Callable[[str], Meter]) -> Asyn
         open_storage(settings) as storage,
         open_lance(settings) as lance,
     ):
+        presence = Presence(database)
         datasets = Datasets(settings, database, lance, Files(database, Blobs(database, storage)))
         duties = [
             _Duty(5, Maintenance(database, lance, meter).step),
+            _Duty(10, lambda: end_dead(Records(database, presence.owner), presence)),
             _Duty(60, datasets.maintain),
             _Duty(3600, datasets.sweep),
             _Duty(3600, lambda: sweep(database, storage)),

@@ -11,7 +11,7 @@ from stack.api.openapi import events_of
 from stack.api.routing import api_router
 from stack.context import CurrentStack, ProviderData
 from stack.engine.fold import fold_chat_completion, fold_completion
-from stack.errors import BadRequest
+from stack.engine.tool_config import merged
 from stack.schemas.inference import (
     ChatCompletionRequest,
     ChatCompletionResponse,
@@ -22,7 +22,6 @@ from stack.schemas.inference import (
     EmbeddingsRequest,
     EmbeddingsResponse,
 )
-from stack.schemas.messages import ToolConfig
 from stack.sse import event_stream
 
 router = api_router("Inference")
@@ -72,25 +71,8 @@ async def _answer(answer: Awaitable[BaseModel]) -> Response:
 
 
 def with_tool_config(request: ChatCompletionRequest) -> ChatCompletionRequest:
-    """The request with its deprecated fields moved into `tool_config`, where alone engines look."""
-    old = {
-        name: value
-        for name in ("tool_choice", "tool_prompt_format")
-        if (value := getattr(request, name)) is not None
-    }
-    if not old:
+    """The request with its deprecated fields moved into `tool_config`."""
+    config = merged(request.tool_config, request.tool_choice, request.tool_prompt_format)
+    if config is request.tool_config:
         return request
-    config = request.tool_config or ToolConfig()
-    for name, value in old.items():
-        if name in config.model_fields_set and getattr(config, name) not in (None, value):
-            raise BadRequest(
-                f"{name} is {value!r}, but tool_config.{name} is {getattr(config, name)!r}: "
-                f"leave {name} out, it is deprecated"
-            )
-    return request.model_copy(
-        update={
-            "tool_config": config.model_copy(update=old),
-            "tool_choice": None,
-            "tool_prompt_format": None,
-        }
-    )
+    return request.model_copy(update={"tool_config": config, "tool_choice": None, "tool_prompt_format": None})

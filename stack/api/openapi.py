@@ -9,10 +9,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from stack.schemas.agents import AgentTurnResponseStreamChunk
 from stack.schemas.common import Error
 from stack.schemas.inference import ChatCompletionResponseStreamChunk, CompletionResponseStreamChunk
 
-STREAMED = (ChatCompletionResponseStreamChunk, CompletionResponseStreamChunk)
+STREAMED = (AgentTurnResponseStreamChunk, ChatCompletionResponseStreamChunk, CompletionResponseStreamChunk)
 """Types that are only ever sent as events: FastAPI does not find them by itself."""
 
 _REFERENCE = "#/components/schemas/{model}"

@@ -62,8 +62,11 @@ def _build_asgi() -> SpecPaths:
     from stack.app import create_app
     from stack.context import open_stack
     from stack.serve.handles import inference, session_name
+    from stack.serve.meter import ServeMeter
 
-    return SpecPaths(create_app(lambda: open_stack(inference=inference, session=session_name())))
+    return SpecPaths(
+        create_app(lambda: open_stack(inference=inference, session=session_name(), meter=ServeMeter()))
+    )
 
 
 def api(args: ApiArgs) -> Application:

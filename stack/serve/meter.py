@@ -6,21 +6,22 @@ from typing import Any
 
 from ray.serve import metrics
 
+from stack.agents import metrics as agents
 from stack.engine import metrics as engine
 from stack.vector import metrics as vector
 
-_ALL = {**engine.METRICS, **vector.METRICS}
+_ALL = {**agents.METRICS, **engine.METRICS, **vector.METRICS}
 _BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 
 class ServeMeter:
-    """A `Meter` of one model or vector database, which `label` names.
+    """A `Meter` of one model or vector database, which `label` names, or of the API when there is none.
 
     Ray adds the application, deployment and replica as labels.
     """
 
-    def __init__(self, label: str, value: str) -> None:
-        self._label, self._value = label, value
+    def __init__(self, label: str | None = None, value: str = "") -> None:
+        self._labels = {label: value} if label is not None else {}
         self._metrics: dict[str, Any] = {}
 
     def count(self, name: str, value: float = 1.0) -> None:
@@ -36,7 +37,7 @@ class ServeMeter:
     def _get(self, name: str, kind: Any, **options: Any) -> Any:
         if name not in self._metrics:
             _, description = _ALL.get(name, ("", name))
-            metric = kind(f"stack_{name}", description=description, tag_keys=(self._label,), **options)
-            metric.set_default_tags({self._label: self._value})
+            metric = kind(f"stack_{name}", description=description, tag_keys=tuple(self._labels), **options)
+            metric.set_default_tags(self._labels)
             self._metrics[name] = metric
         return self._metrics[name]

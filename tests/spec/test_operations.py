@@ -14,18 +14,6 @@ from tests.spec.test_schemas import ALL_JUSTIFIED
 
 NOT_SERVED = frozenset(
     {
-        "GET /v1/agents",
-        "POST /v1/agents",
-        "DELETE /v1/agents/{agent_id}",
-        "GET /v1/agents/{agent_id}",
-        "POST /v1/agents/{agent_id}/session",
-        "DELETE /v1/agents/{agent_id}/session/{session_id}",
-        "GET /v1/agents/{agent_id}/session/{session_id}",
-        "POST /v1/agents/{agent_id}/session/{session_id}/turn",
-        "GET /v1/agents/{agent_id}/session/{session_id}/turn/{turn_id}",
-        "POST /v1/agents/{agent_id}/session/{session_id}/turn/{turn_id}/resume",
-        "GET /v1/agents/{agent_id}/session/{session_id}/turn/{turn_id}/step/{step_id}",
-        "GET /v1/agents/{agent_id}/sessions",
         "POST /v1/batch-inference/chat-completion",
         "POST /v1/batch-inference/completion",
         "GET /v1/eval/benchmarks",

@@ -1,0 +1,354 @@
+"""Turns and their steps in SQL. What is written here outlives the process that runs the turn.
+
+A turn is `queued` while earlier ones of its session run, then `running`, and ends as `completed`, `stopped`
+(its client left, its process died, a later turn replaced it) or `failed`. It is `awaiting_input` while its
+client runs tools. `owner` is the process that runs it: what another process writes is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
+from uuid import uuid4
+
+from pydantic import TypeAdapter
+from sqlalchemy import Row, Select, and_, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from stack.errors import BadRequest, NotFound, Overloaded
+from stack.schemas.agents import (
+    AgentTool,
+    Attachment,
+    InputMessage,
+    Step,
+    Turn,
+)
+from stack.schemas.common import Schema
+from stack.schemas.messages import CompletionMessage, ToolConfig
+from stack.store.database import Database
+from stack.store.tables import agent_sessions, agent_steps, agent_turns
+
+Status = Literal["queued", "running", "awaiting_input", "completed", "stopped", "failed"]
+
+UNFINISHED: tuple[Status, ...] = ("queued", "running")
+MAX_WAITING = 16  # turns of one session
+
+_STEP: TypeAdapter[Step] = TypeAdapter(Step)
+
+
+class TurnRequest(Schema):
+    """What a turn was asked, as its row keeps it: enough to go on with it later."""
+
+    messages: list[InputMessage]
+    toolgroups: list[AgentTool] | None = None
+    tool_config: ToolConfig | None = None
+    memory: str | None = None  # the vector database with the session's documents
+
+
+class Output(Schema):
+    message: CompletionMessage
+    attachments: list[Attachment] | None = None
+
+
+class TurnGone(BadRequest):
+    """The turn was ended by somebody else while this process worked on it."""
+
+    title = "Turn Ended"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __str__(self) -> str:
+        return "the turn, its session or its agent was ended or deleted while it ran"
+
+
+@dataclass(slots=True)
+class Record:
+    """A turn as its row has it; `steps` in their order."""
+
+    turn_id: str
+    session_id: str
+    number: int
+    status: Status
+    owner: str | None
+    request: TurnRequest
+    output: Output | None
+    started_at: datetime
+    completed_at: datetime | None
+    steps: list[Step] = field(default_factory=list)
+
+    def turn(self) -> Turn:
+        output = self.output or Output(message=message("", "end_of_message"))
+        return Turn(
+            turn_id=self.turn_id,
+            session_id=self.session_id,
+            input_messages=self.request.messages,
+            steps=self.steps,
+            output_message=output.message,
+            output_attachments=output.attachments,
+            started_at=self.started_at,
+            completed_at=self.completed_at,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """An earlier turn of the session that is not finished."""
+
+    turn_id: str
+    owner: str | None
+
+
+def message(
+    text: str, stop_reason: Literal["end_of_turn", "end_of_message"] = "end_of_turn"
+) -> CompletionMessage:
+    return CompletionMessage(content=text, stop_reason=stop_reason)
+
+
+def stopped(reason: str) -> Output:
+    """What a turn says that was not finished."""
+    return Output(message=message(f"This turn was stopped: {reason}."))
+
+
+class Records:
+    def __init__(self, database: Database, owner: str) -> None:
+        self._database, self._owner = database, owner
+
+    # How a turn begins.
+
+    async def add(self, session_id: str, request: TurnRequest) -> Record:
+        """A new turn, running if none of the session's is unfinished, else queued. Raises NotFound."""
+        record = Record(
+            turn_id=str(uuid4()),
+            session_id=session_id,
+            number=0,
+            status="queued",
+            owner=self._owner,
+            request=request,
+            output=None,
+            started_at=datetime.now(UTC),
+            completed_at=None,
+        )
+        async with self._database.write() as connection:
+            await _lock_session(connection, session_id)
+            in_session = agent_turns.c.session_id == session_id
+            unfinished = and_(in_session, agent_turns.c.status.in_(UNFINISHED))
+            waiting = await connection.scalar(select(func.count()).where(unfinished)) or 0
+            if waiting > MAX_WAITING:
+                raise Overloaded(f"the session has {waiting} turns waiting; send one after the other")
+            last = await connection.scalar(select(func.max(agent_turns.c.number)).where(in_session))
+            record.number = (last or 0) + 1
+            if not waiting:
+                record.status = "running"
+                await _replace_awaiting(connection, session_id)
+            await connection.execute(insert(agent_turns).values(_row(record)))
+        return record
+
+    async def ahead(self, record: Record) -> list[Ahead]:
+        """The session's earlier turns that are not finished."""
+        async with self._database.read() as connection:
+            return await _ahead(connection, record)
+
+    async def try_start(self, record: Record) -> list[Ahead]:
+        """Let a queued turn run if it is the first of its session; else, who is ahead of it."""
+        async with self._database.write() as connection:
+            await _lock_session(connection, record.session_id)
+            ahead = await _ahead(connection, record)
+            if not ahead:
+                await _replace_awaiting(connection, record.session_id)
+                await self._change(connection, record.turn_id, "queued", status="running")
+                record.status = "running"
+            return ahead
+
+    async def take_up(self, record: Record) -> None:
+        """Go on with a turn as it was read. Raises BadRequest if somebody else did, or it is not the last."""
+        turn = agent_turns.c.turn_id == record.turn_id
+        async with self._database.write() as connection:
+            await _lock_session(connection, record.session_id)
+            in_session = agent_turns.c.session_id == record.session_id
+            last = await connection.scalar(select(func.max(agent_turns.c.number)).where(in_session))
+            if last != record.number:
+                raise BadRequest(
+                    f"turn {record.turn_id!r} cannot be resumed: a later turn of its session began"
+                )
+            values = {"status": "running", "owner": self._owner, "output": None, "completed_at": None}
+            query = update(agent_turns).where(turn, agent_turns.c.status == record.status)
+            if (await connection.execute(query.values(values))).rowcount == 0:
+                raise BadRequest(f"turn {record.turn_id!r} was resumed or ended meanwhile")
+        record.status, record.owner, record.completed_at = "running", self._owner, None
+
+    # How it goes on, and ends.
+
+    async def commit(
+        self, record: Record, steps: Sequence[tuple[int, Step]], end: tuple[Status, Output] | None = None
+    ) -> None:
+        """Write finished steps, each with its number, and how the turn ends if it does: all or nothing.
+
+        Raises TurnGone when the turn is no longer this process's.
+        """
+        completed_at = None
+        async with self._database.write() as connection:
+            if end is not None:
+                status, output = end
+                completed_at = None if status == "awaiting_input" else datetime.now(UTC)
+                await self._change(
+                    connection,
+                    record.turn_id,
+                    "running",
+                    status=status,
+                    output=output.model_dump_json(),
+                    completed_at=completed_at,
+                    owner=None,
+                )
+            else:
+                await self._check_own(connection, record.turn_id)
+            if steps:
+                rows = [_step_row(record.turn_id, number, step) for number, step in steps]
+                await connection.execute(insert(agent_steps), rows)
+        if end is not None:
+            (record.status, record.output), record.completed_at = end, completed_at
+
+    async def stop(self, turn_id: str, owner: str | None, reason: str) -> None:
+        """End a turn of `owner` that is not finished; nothing happens if it is."""
+        values = {
+            "status": "stopped",
+            "output": stopped(reason).model_dump_json(),
+            "completed_at": datetime.now(UTC),
+            "owner": None,
+        }
+        query = update(agent_turns).where(
+            agent_turns.c.turn_id == turn_id,
+            agent_turns.c.owner == owner,
+            agent_turns.c.status.in_(UNFINISHED),
+        )
+        async with self._database.write() as connection:
+            await connection.execute(query.values(values))
+
+    async def drop(self, record: Record) -> None:
+        """Forget a turn that never ran."""
+        query = delete(agent_turns).where(
+            agent_turns.c.turn_id == record.turn_id, agent_turns.c.status == "queued"
+        )
+        async with self._database.write() as connection:
+            await connection.execute(query)
+
+    async def unfinished(self) -> list[Ahead]:
+        """All turns that some process should be working on."""
+        query = select(agent_turns.c.turn_id, agent_turns.c.owner).where(agent_turns.c.status.in_(UNFINISHED))
+        async with self._database.read() as connection:
+            return [Ahead(row.turn_id, row.owner) for row in await connection.execute(query)]
+
+    # Reading.
+
+    async def get(self, session_id: str, turn_id: str) -> Record:
+        """Raises NotFound."""
+        found = await self.all(session_id, [turn_id])
+        if not found:
+            raise NotFound("turn", turn_id)
+        return found[0]
+
+    async def all(self, session_id: str, turn_ids: Sequence[str] | None = None) -> list[Record]:
+        """A session's turns in their order, or those named."""
+        query = select(agent_turns).where(agent_turns.c.session_id == session_id)
+        if turn_ids is not None:
+            query = query.where(agent_turns.c.turn_id.in_(turn_ids))
+        return await self._read(query.order_by(agent_turns.c.number))
+
+    async def before(self, session_id: str, number: int, limit: int) -> list[Record]:
+        """The last `limit` turns of the session before `number`, the newest first."""
+        query = select(agent_turns).where(
+            agent_turns.c.session_id == session_id, agent_turns.c.number < number
+        )
+        return await self._read(query.order_by(agent_turns.c.number.desc()).limit(limit))
+
+    async def _read(self, query: Select[Any]) -> list[Record]:
+        turn_ids = query.with_only_columns(agent_turns.c.turn_id)
+        steps = select(agent_steps.c.turn_id, agent_steps.c.body).where(agent_steps.c.turn_id.in_(turn_ids))
+        async with self._database.read() as connection:
+            records = {row.turn_id: _record(row) for row in await connection.execute(query)}
+            if records:
+                for row in await connection.execute(
+                    steps.order_by(agent_steps.c.turn_id, agent_steps.c.number)
+                ):
+                    if row.turn_id in records:  # not of a turn that began between the two statements
+                        records[row.turn_id].steps.append(_STEP.validate_json(row.body))
+        return list(records.values())
+
+    async def _check_own(self, connection: AsyncConnection, turn_id: str) -> None:
+        query = select(agent_turns.c.number).where(
+            agent_turns.c.turn_id == turn_id,
+            agent_turns.c.owner == self._owner,
+            agent_turns.c.status == "running",
+        )
+        if await connection.scalar(query.with_for_update()) is None:
+            raise TurnGone
+
+    async def _change(
+        self, connection: AsyncConnection, turn_id: str, expected: Status, **values: Any
+    ) -> None:
+        query = update(agent_turns).where(
+            agent_turns.c.turn_id == turn_id,
+            agent_turns.c.owner == self._owner,
+            agent_turns.c.status == expected,
+        )
+        if (await connection.execute(query.values(values))).rowcount == 0:
+            raise TurnGone
+
+
+async def _lock_session(connection: AsyncConnection, session_id: str) -> None:
+    query = select(agent_sessions.c.session_id).where(agent_sessions.c.session_id == session_id)
+    if await connection.scalar(query.with_for_update()) is None:
+        raise NotFound("session", session_id)
+
+
+async def _ahead(connection: AsyncConnection, record: Record) -> list[Ahead]:
+    query = select(agent_turns.c.turn_id, agent_turns.c.owner).where(
+        agent_turns.c.session_id == record.session_id,
+        agent_turns.c.status.in_(UNFINISHED),
+        agent_turns.c.number < record.number,
+    )
+    return [Ahead(row.turn_id, row.owner) for row in await connection.execute(query)]
+
+
+async def _replace_awaiting(connection: AsyncConnection, session_id: str) -> None:
+    query = update(agent_turns).where(
+        agent_turns.c.session_id == session_id, agent_turns.c.status == "awaiting_input"
+    )
+    output = stopped("a later turn began before its tool calls were answered").model_dump_json()
+    values = {"status": "stopped", "output": output, "completed_at": datetime.now(UTC)}
+    await connection.execute(query.values(values))
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {
+        "turn_id": record.turn_id,
+        "session_id": record.session_id,
+        "number": record.number,
+        "status": record.status,
+        "owner": record.owner,
+        "request": record.request.model_dump_json(),
+        "output": None,
+        "started_at": record.started_at,
+        "completed_at": None,
+    }
+
+
+def _step_row(turn_id: str, number: int, step: Step) -> dict[str, Any]:
+    body = step.model_dump_json()
+    return {"turn_id": turn_id, "number": number, "step_id": step.step_id, "body": body}
+
+
+def _record(row: Row[Any]) -> Record:
+    return Record(
+        turn_id=row.turn_id,
+        session_id=row.session_id,
+        number=row.number,
+        status=cast(Status, row.status),
+        owner=row.owner,
+        request=TurnRequest.model_validate_json(row.request),
+        output=None if row.output is None else Output.model_validate_json(row.output),
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+    )
