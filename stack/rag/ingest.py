@@ -40,7 +40,7 @@ class Ingest:
     def __init__(
         self, loader: Loader, databases: VectorDatabases, vectors: VectorStore, serving: Serving
     ) -> None:
-        self._loader, self._databases = loader, databases
+        self.loader, self._databases = loader, databases
         self._vectors, self._serving = vectors, serving
 
     async def insert(self, vector_db_id: str, documents: Sequence[RAGDocument], chunk_size: int) -> None:
@@ -51,7 +51,7 @@ class Ingest:
 
         async def load(document: RAGDocument) -> Loaded:
             async with slots:
-                loaded = await self._loader.load(document)
+                loaded = await self.loader.load(document)
             budget.take(loaded)
             return loaded
 

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -171,13 +172,14 @@ agent_turns = Table(
     Column("turn_id", String(64), primary_key=True),
     Column("session_id", ForeignKey("agent_sessions.session_id", ondelete="CASCADE"), nullable=False),
     Column("number", Integer, nullable=False),  # its place in the session
-    Column("status", String(16), nullable=False, index=True),
+    Column("status", String(16), nullable=False),
     Column("owner", String(64)),  # the process that runs it, or has it waiting; see stack.store.presence
     Column("request", Text, nullable=False),
     Column("output", Text),
     Column("started_at", UtcDateTime, nullable=False),
     Column("completed_at", UtcDateTime),
     UniqueConstraint("session_id", "number"),
+    Index("ix_agent_turns_status", "status", "session_id"),
 )
 
 agent_steps = Table(

@@ -47,7 +47,7 @@ def upgrade() -> None:
             ondelete="CASCADE",
         ),
     )
-    op.create_index("ix_agent_turns_status", "agent_turns", ["status"])
+    op.create_index("ix_agent_turns_status", "agent_turns", ["status", "session_id"])
     op.create_table(
         "agent_steps",
         sa.Column("turn_id", sa.String(64), nullable=False),
