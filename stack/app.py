@@ -22,6 +22,8 @@ from stack.api import (
     openapi,
     providers,
     rag,
+    tool_runtime,
+    toolgroups,
     vector_dbs,
     vector_io,
 )
@@ -44,6 +46,8 @@ ROUTERS = tuple(
         models,
         providers,
         rag,
+        tool_runtime,
+        toolgroups,
         vector_dbs,
         vector_io,
     )

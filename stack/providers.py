@@ -59,6 +59,14 @@ def _rag(settings: Settings) -> dict[str, JsonValue]:
     return {"max_document_mb": settings.max_document_mb}
 
 
+def _key(name: str) -> Callable[[Settings], dict[str, JsonValue]]:
+    return lambda settings: {"api_key": masked(getattr(settings, name))}
+
+
+def _sandbox(settings: Settings) -> dict[str, JsonValue]:
+    return {"timeout_s": settings.sandbox_timeout_s, "memory_mb": settings.sandbox_memory_mb}
+
+
 PROVIDERS: tuple[Provider, ...] = (
     Provider("files", "fsspec", "inline::fsspec", _storage),
     Provider("inference", "transformers", "inline::transformers", _serving_defaults),
@@ -68,6 +76,12 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider("datasetio", "lancedb", "inline::lancedb", _datasets),
     Provider("vector_io", "lancedb", "inline::lancedb", _vectors),
     Provider("tool_runtime", "rag-runtime", "inline::rag-runtime", _rag),
+    Provider("tool_runtime", "tavily-search", "remote::tavily-search", _key("tavily_api_key")),
+    Provider("tool_runtime", "brave-search", "remote::brave-search", _key("brave_api_key")),
+    Provider("tool_runtime", "bing-search", "remote::bing-search", _key("bing_api_key")),
+    Provider("tool_runtime", "wolfram-alpha", "remote::wolfram-alpha", _key("wolfram_alpha_api_key")),
+    Provider("tool_runtime", "code-interpreter", "inline::code-interpreter", _sandbox),
+    Provider("tool_runtime", "model-context-protocol", "remote::model-context-protocol", lambda settings: {}),
 )
 
 

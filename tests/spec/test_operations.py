@@ -47,14 +47,6 @@ NOT_SERVED = frozenset(
         "POST /v1/telemetry/traces",
         "GET /v1/telemetry/traces/{trace_id}",
         "GET /v1/telemetry/traces/{trace_id}/spans/{span_id}",
-        "GET /v1/toolgroups",
-        "POST /v1/toolgroups",
-        "DELETE /v1/toolgroups/{toolgroup_id}",
-        "GET /v1/toolgroups/{toolgroup_id}",
-        "GET /v1/tools",
-        "GET /v1/tools/{tool_name}",
-        "POST /v1/tool-runtime/invoke",
-        "GET /v1/tool-runtime/list-tools",
     }
 )
 """Operations to come. The list only ever gets shorter."""
