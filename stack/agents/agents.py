@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import delete, insert, select
@@ -36,16 +37,16 @@ class Agents:
         self._database, self._statuses = database, statuses
         self._tools, self._shields, self._vector_dbs = tools, shields, vector_dbs
 
-    async def create(self, config: AgentConfig) -> str:
+    async def create(self, config: AgentConfig, provider_data: Mapping[str, Any]) -> str:
         """The new agent's id. Raises BadRequest for a model, tool group or shield that is not there."""
-        await self._check(config)
+        await self._check(config, provider_data)
         agent_id = str(uuid4())
         row = {"agent_id": agent_id, "config": config.model_dump_json(), "created_at": datetime.now(UTC)}
         async with self._database.write() as connection:
             await connection.execute(insert(agents).values(row))
         return agent_id
 
-    async def _check(self, config: AgentConfig) -> None:
+    async def _check(self, config: AgentConfig, provider_data: Mapping[str, Any]) -> None:
         try:
             model, _ = await self._statuses.find(config.model)
         except NotFound:
@@ -54,8 +55,9 @@ class Agents:
             ) from None
         if model.model_type != "llm":
             raise BadRequest(f"model {config.model!r} is an embedding model; an agent needs a text model")
-        await self._shields.check([*(config.input_shields or []), *(config.output_shields or [])])
-        await self._tools.check(config.toolgroups or [])
+        if shield_ids := [*(config.input_shields or []), *(config.output_shields or [])]:
+            await self._shields.check(shield_ids)
+        await self._tools.check(config.toolgroups or [], provider_data)
         tool_config_of(config)
         names = [tool.name for tool in config.client_tools or []]
         if len(names) != len(set(names)):

@@ -38,9 +38,12 @@ async def list_agents(stack: CurrentStack) -> ListAgentsResponse:
 
 
 @router.post("/v1/agents")
-async def create_agent(request: CreateAgentRequest, stack: CurrentStack) -> AgentCreateResponse:
+async def create_agent(
+    request: CreateAgentRequest, stack: CurrentStack, provider_data: ProviderData
+) -> AgentCreateResponse:
     """Create an agent. Its model, tool groups and shields must be registered."""
-    return AgentCreateResponse(agent_id=await stack.agents.create(request.agent_config))
+    agent_id = await stack.agents.create(request.agent_config, provider_data)
+    return AgentCreateResponse(agent_id=agent_id)
 
 
 @router.get("/v1/agents/{agent_id}")
