@@ -1,0 +1,131 @@
+"""How bubblewrap is called: the namespaces, the folders, and the first process of a run."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from stack.sandbox import seccomp
+from stack.sandbox.runtime import LIBRARY_FOLDER, PACKAGE_FOLDER, PYTHON, Runtime
+
+DISK_BYTES = 64 << 20
+MAX_PROCESSES = 64
+"""Processes and threads of one run together."""
+
+WORK = "/box/work"
+FONT_CACHE = "/box/home/matplotlib"
+_SCRIPT = "/sandbox/script.py"
+_INSIDE = Path(__file__).parent / "inside"
+_FOLDERS = (WORK, "/box/tmp", "/box/shm", "/box/home", FONT_CACHE)
+_ENVIRONMENT = {
+    "PATH": "/python/bin",
+    "LD_LIBRARY_PATH": LIBRARY_FOLDER,
+    "PYTHONPATH": f"{PACKAGE_FOLDER}:/sandbox",
+    "PYTHONSAFEPATH": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUTF8": "1",
+    "LANG": "C.UTF-8",
+    "HOME": "/box/home",
+    "USER": "sandbox",
+    "TMPDIR": "/box/tmp",
+    "MPLCONFIGDIR": FONT_CACHE,
+    "MPLBACKEND": "module://sandbox_plots",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+}
+_APART = (
+    *("--unshare-user", "--disable-userns", "--uid", "1000", "--gid", "1000"),
+    *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-cgroup"),
+    *("--unshare-uts", "--hostname", "sandbox"),
+    *("--cap-drop", "ALL", "--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one run may take: seconds of time, twice that of CPU time, and bytes in memory and on its disk."""
+
+    timeout_s: float
+    memory_bytes: int
+
+    @property
+    def cpu_s(self) -> float:
+        return 2 * self.timeout_s
+
+    @property
+    def data_bytes(self) -> int:
+        """Of one process. A little less than the run's, so that most programs get a MemoryError first."""
+        return self.memory_bytes * 7 // 8
+
+
+def command(
+    bwrap: str, runtime: Runtime, contents: Mapping[str, bytes], channel: int, limits: Limits, fds: ExitStack
+) -> tuple[list[str], list[int]]:
+    """The command, and what it reads besides `channel`. `contents`: a file there -> its bytes."""
+    filter_fd = _readable(seccomp.program(), fds)
+    passed = {path: _readable(content, fds) for path, content in (_programs() | dict(contents)).items()}
+    first = [PYTHON, "-s", "/sandbox/main.py", channel, limits.data_bytes, DISK_BYTES]
+    first += [math.ceil(limits.cpu_s), MAX_PROCESSES if _processes_are_counted() else 0]
+    words = [bwrap, *_APART, *_mounts(runtime), *_own_files(passed), "--seccomp", filter_fd, "--", *first]
+    return [str(word) for word in words], [filter_fd, *passed.values()]
+
+
+def script(code: str) -> dict[str, bytes]:
+    """The contents that make a run execute `code`."""
+    return {_SCRIPT: code.encode("utf-8", "replace")}
+
+
+def _programs() -> dict[str, bytes]:
+    return {
+        "/sandbox/main.py": (_INSIDE / "main.py").read_bytes(),
+        "/sandbox/sandbox_plots.py": (_INSIDE / "sandbox_plots.py").read_bytes(),
+        "/etc/passwd": b"sandbox:x:1000:1000::/box/home:/nologin\n",
+        "/etc/group": b"sandbox:x:1000:\n",
+    }
+
+
+def _mounts(runtime: Runtime) -> Iterator[str]:
+    for here, there in runtime.mounts:
+        yield from ("--ro-bind", str(here), there)
+    for there in runtime.emptied:
+        yield from ("--size", "4096", "--tmpfs", there, "--remount-ro", there)
+    # Read-only, since root's processes could change the mode of a device that they own. /dev/zero would hold
+    # memory that nobody counts; there is neither /proc nor /sys.
+    for device in ("/dev/null", "/dev/urandom"):
+        yield from ("--dev-bind", device, device, "--remount-ro", device)
+
+
+def _own_files(passed: Mapping[str, int]) -> Iterator[str]:
+    """All that can be written is below /box, which has a size; the root is read-only in the end."""
+    yield from ("--perms", "0755", "--size", str(DISK_BYTES), "--tmpfs", "/box")
+    for folder in _FOLDERS:
+        yield from ("--dir", folder)
+    yield from ("--symlink", "/box/tmp", "/tmp", "--symlink", "/box/shm", "/dev/shm")
+    for path, fd in passed.items():
+        yield from ("--perms", "0644", "--file", str(fd), path)
+    yield from ("--remount-ro", "/", "--chdir", WORK)
+    for name, value in _ENVIRONMENT.items():
+        yield from ("--setenv", name, value)
+
+
+def _readable(content: bytes, fds: ExitStack) -> int:
+    """A file descriptor from which `content` is read once."""
+    fd = os.memfd_create("sandbox")
+    fds.callback(os.close, fd)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _processes_are_counted() -> bool:
+    """From Linux 5.14 on RLIMIT_NPROC counts within a user namespace; before, all that a user runs."""
+    major, minor = platform.release().split(".")[:2]
+    return (int(major), int("".join(filter(str.isdigit, minor)) or 0)) >= (5, 14)
