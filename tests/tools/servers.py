@@ -23,7 +23,12 @@ class Served:
         self.socket.bind(("127.0.0.1", port))
         self.port: int = self.socket.getsockname()[1]
         config = uvicorn.Config(
-            self._record, interface="asgi3", log_level="critical", lifespan="auto", timeout_graceful_shutdown=1, ws="none"
+            self._record,
+            interface="asgi3",
+            log_level="critical",
+            lifespan="auto",
+            timeout_graceful_shutdown=1,
+            ws="none",
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self.socket],), daemon=True)

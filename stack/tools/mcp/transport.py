@@ -6,6 +6,7 @@ the other calls on it. It is noted in the attempt, and the request is answered w
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Collection, Mapping
 
@@ -19,6 +20,7 @@ from stack.tools.mcp.attempt import Attempt, current, named
 MAX_ANSWER_BYTES = 8 << 20
 CONNECT_S = 10.0
 WRITE_S = 30.0
+END_S = 0.01  # how long an event waits for the end of its stream
 READ_S = 900.0  # between two pieces of an answer: sessions end much sooner, by their own rules
 
 SESSION_ID = "mcp-session-id"
@@ -87,17 +89,39 @@ class _Body(httpx2.AsyncByteStream):
 
     def __init__(self, response: httpx.Response, attempt: Attempt, name: str, posts: bool) -> None:
         self._response, self._attempt, self._name, self._posts = response, attempt, name, posts
+        limit = MAX_ANSWER_BYTES if posts else sys.maxsize
+        self._chunks = aiter(bounded_body(response, limit, f"the answer of {name}"))
+        self._next: asyncio.Task[bytes] | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        limit = MAX_ANSWER_BYTES if self._posts else sys.maxsize
         try:
-            async for chunk in bounded_body(self._response, limit, f"the answer of {self._name}"):
+            while chunk := await self._read():
+                self._next = asyncio.create_task(self._after())
+                # The package closes a stream as soon as it has its answer, and with it a connection whose
+                # end of the stream is on its way: the end goes first, so that the next call finds it.
+                if self._posts:
+                    await asyncio.wait({self._next}, timeout=END_S)
                 yield chunk
         except (StackError, httpx.HTTPError) as error:
             _note(self._attempt, error, self._name, ends=self._posts)
             raise BrokenAnswer(self._name) from error
 
+    async def _read(self) -> bytes:
+        return await (self._after() if self._next is None else self._next)
+
+    async def _after(self) -> bytes:
+        """The next piece, empty at the end."""
+        async for chunk in self._chunks:
+            if chunk:
+                return chunk
+        return b""
+
     async def aclose(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait({self._next})
+            if not self._next.cancelled():
+                self._next.exception()
         await self._response.aclose()
 
 

@@ -7,6 +7,7 @@ import base64
 from typing import Any, Literal
 
 from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import (
     AudioContent,
     EmbeddedResource,
@@ -16,6 +17,7 @@ from mcp_types import (
     TextResourceContents,
 )
 from pydantic import BaseModel
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 
@@ -44,7 +46,7 @@ def mcp_server() -> MCPServer:
 
     @server.tool(structured_output=False)
     def fail(text: str) -> str:
-        raise ValueError(text)
+        raise ToolError(text)
 
     @server.tool(structured_output=False)
     def large(size: int) -> str:
@@ -71,7 +73,22 @@ def mcp_server() -> MCPServer:
             return "grown"
 
         server.add_tool(grown, name="grown", structured_output=False)
+        await ctx.notify_tools_changed()  # to those who listen, and as older protocols have it
         await ctx.session.send_tool_list_changed()
         return "done"
 
     return server
+
+
+def before_2026(app: ASGIApp) -> ASGIApp:
+    """The server as one that knows no `server/discover`: it opens sessions, and answers 404 to unknown ones."""
+
+    async def older(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", []))
+        if headers.get(b"mcp-method") == b"server/discover":
+            await send({"type": "http.response.start", "status": 400, "headers": []})
+            await send({"type": "http.response.body", "body": b"Bad Request: Missing session ID"})
+            return
+        await app(scope, receive, send)
+
+    return older
