@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue, SecretStr
 
 from stack.models.args import ModelArgs
+from stack.safety.providers import PROVIDERS as SHIELD_PROVIDERS
 from stack.settings import Settings
 from stack.vector.params import QueryParams
 
@@ -67,6 +68,14 @@ def _sandbox(settings: Settings) -> dict[str, JsonValue]:
     return {"timeout_s": settings.sandbox_timeout_s, "memory_mb": settings.sandbox_memory_mb}
 
 
+def _shield(name: str) -> Callable[[Settings], dict[str, JsonValue]]:
+    """What a shield does unless its params say otherwise."""
+    params = SHIELD_PROVIDERS[name].params
+    required = {field for field, info in params.model_fields.items() if info.is_required()}
+    defaults = params.model_construct().model_dump(mode="json", exclude=required)
+    return lambda settings: defaults
+
+
 PROVIDERS: tuple[Provider, ...] = (
     Provider("files", "fsspec", "inline::fsspec", _storage),
     Provider("inference", "transformers", "inline::transformers", _serving_defaults),
@@ -75,6 +84,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider("datasets", "lancedb", "inline::lancedb", _datasets),
     Provider("datasetio", "lancedb", "inline::lancedb", _datasets),
     Provider("vector_io", "lancedb", "inline::lancedb", _vectors),
+    *(Provider("safety", name, f"inline::{name}", _shield(name)) for name in SHIELD_PROVIDERS),
     Provider("tool_runtime", "rag-runtime", "inline::rag-runtime", _rag),
     Provider("tool_runtime", "tavily-search", "remote::tavily-search", _key("tavily_api_key")),
     Provider("tool_runtime", "brave-search", "remote::brave-search", _key("brave_api_key")),
