@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack.sandbox import runtime, seccomp
-from stack.sandbox.command import FONT_CACHE, Limits
+from stack.sandbox import runtime, seccomp, users
+from stack.sandbox.command import FONT_CACHE, Limits, Place
 from stack.sandbox.run import NotStarted, Run
 
 _TRY_S = 60.0
@@ -45,17 +47,18 @@ class Unavailable(Exception):
 class Ready:
     """What runs need. `extra`: files for each of them: matplotlib's list of fonts, which takes a second."""
 
-    bwrap: str
-    runtime: runtime.Runtime
+    places: tuple[Place, ...]
     extra: dict[str, bytes]
 
 
-def check(memory_bytes: int) -> Ready:
+def check(memory_bytes: int, at_once: int) -> Ready:
     """Look for all that is needed and run something. Takes some seconds. Raises Unavailable."""
     if sys.platform != "linux":
         raise Unavailable(f"there is no sandbox on {sys.platform}", "run the server on Linux")
     if not seccomp.machine_is_known():
         raise Unavailable("there is a sandbox on x86_64 and aarch64 only", "run the server on such a machine")
+    if _kernel() < (5, 14):
+        raise Unavailable("the kernel does not count processes by namespace", "Linux 5.14 or later is needed")
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise Unavailable(
@@ -71,13 +74,18 @@ def check(memory_bytes: int) -> Ready:
         raise Unavailable(
             f"the interpreter's libraries are not found: {error}", "see docs/sandbox.md"
         ) from error
-    return Ready(bwrap, found, _tried(bwrap, found, memory_bytes))
+    try:
+        spaces = [users.namespace() if os.geteuid() == 0 else None for _ in range(at_once)]
+    except OSError as error:
+        raise _explained(f"bwrap: as root, {error}") from error
+    places = tuple(Place(bwrap, found, space) for space in spaces)
+    return Ready(places, _tried(places[0], memory_bytes))
 
 
-def _tried(bwrap: str, found: runtime.Runtime, memory_bytes: int) -> dict[str, bytes]:
+def _tried(place: Place, memory_bytes: int) -> dict[str, bytes]:
     """Run Python in the sandbox; the files that later runs shall find. Raises Unavailable."""
     try:
-        result = Run(bwrap, found, Limits(_TRY_S, max(memory_bytes, 256 << 20)))(_CACHE_FONTS, {}, {})
+        result = Run(place, Limits(_TRY_S, max(memory_bytes, 256 << 20)))(_CACHE_FONTS, {}, {})
     except NotStarted as error:
         raise _explained(str(error)) from error
     except OSError as error:
@@ -105,3 +113,8 @@ def _explained(said: str) -> Unavailable:
             remedy = f"user namespaces are forbidden: sysctl -w {name.replace('/', '.')}={allows}"
             return Unavailable(reason, remedy)
     return Unavailable(reason, _CONTAINER)
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = re.findall(r"\d+", platform.release())[:2]
+    return int(major), int(minor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from stack.sandbox import seccomp
 from stack.sandbox.runtime import LIBRARY_FOLDER, PACKAGE_FOLDER, PYTHON, Runtime
+from stack.sandbox.users import SANDBOX
 
 DISK_BYTES = 64 << 20
 MAX_PROCESSES = 64
@@ -22,6 +22,7 @@ FONT_CACHE = "/box/home/matplotlib"
 _SCRIPT = "/sandbox/script.py"
 _INSIDE = Path(__file__).parent / "inside"
 _FOLDERS = (WORK, "/box/tmp", "/box/shm", "/box/home", FONT_CACHE)
+_OPEN_FOLDERS = {Path("/dev"), Path("/etc"), Path("/sandbox")}
 _ENVIRONMENT = {
     "PATH": "/python/bin",
     "LD_LIBRARY_PATH": LIBRARY_FOLDER,
@@ -39,8 +40,9 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
 }
+_OWN_USERS = ("--unshare-user", "--disable-userns", "--uid", str(SANDBOX), "--gid", str(SANDBOX))
+_TO_CHANGE_USER = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
 _APART = (
-    *("--unshare-user", "--disable-userns", "--uid", "1000", "--gid", "1000"),
     *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-cgroup"),
     *("--unshare-uts", "--hostname", "sandbox"),
     *("--cap-drop", "ALL", "--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"),
@@ -64,16 +66,40 @@ class Limits:
         return self.memory_bytes * 7 // 8
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where runs happen, one after the other. `users`: a user namespace to join; None: each has its own."""
+
+    bwrap: str
+    runtime: Runtime
+    users: int | None
+
+
 def command(
-    bwrap: str, runtime: Runtime, contents: Mapping[str, bytes], channel: int, limits: Limits, fds: ExitStack
+    place: Place, contents: Mapping[str, bytes], channel: int, limits: Limits, fds: ExitStack
 ) -> tuple[list[str], list[int]]:
     """The command, and what it reads besides `channel`. `contents`: a file there -> its bytes."""
     filter_fd = _readable(seccomp.program(), fds)
     passed = {path: _readable(content, fds) for path, content in (_programs() | dict(contents)).items()}
-    first = [PYTHON, "-s", "/sandbox/main.py", channel, limits.data_bytes, DISK_BYTES]
-    first += [math.ceil(limits.cpu_s), MAX_PROCESSES if _processes_are_counted() else 0]
-    words = [bwrap, *_APART, *_mounts(runtime), *_own_files(passed), "--seccomp", filter_fd, "--", *first]
-    return [str(word) for word in words], [filter_fd, *passed.values()]
+    read = [filter_fd, *passed.values()]
+    first = [PYTHON, "-I", "-S", "/sandbox/first.py", channel]
+    first += [PYTHON, "-s", "/sandbox/main.py", SANDBOX, limits.data_bytes, DISK_BYTES]
+    first += [math.ceil(limits.cpu_s), MAX_PROCESSES]
+    words = [place.bwrap, *_APART]
+    if place.users is None:
+        words += _OWN_USERS
+    else:
+        words += ["--userns", str(place.users), *_TO_CHANGE_USER]
+        read.append(place.users)
+    words += [
+        *_mounts(place.runtime),
+        *_own_files(passed),
+        "--seccomp",
+        str(filter_fd),
+        "--",
+        *map(str, first),
+    ]
+    return words, read
 
 
 def script(code: str) -> dict[str, bytes]:
@@ -83,6 +109,7 @@ def script(code: str) -> dict[str, bytes]:
 
 def _programs() -> dict[str, bytes]:
     return {
+        "/sandbox/first.py": (_INSIDE / "first.py").read_bytes(),
         "/sandbox/main.py": (_INSIDE / "main.py").read_bytes(),
         "/sandbox/sandbox_plots.py": (_INSIDE / "sandbox_plots.py").read_bytes(),
         "/etc/passwd": b"sandbox:x:1000:1000::/box/home:/nologin\n",
@@ -91,6 +118,10 @@ def _programs() -> dict[str, bytes]:
 
 
 def _mounts(runtime: Runtime) -> Iterator[str]:
+    parents = {parent for _, there in runtime.mounts for parent in Path(there).parents} | _OPEN_FOLDERS
+    for folder in sorted(parents - {Path("/")}):  # as long as nothing is mounted there
+        if not any(folder.is_relative_to(there) for _, there in runtime.mounts):
+            yield from ("--perms", "0755", "--dir", str(folder))
     for here, there in runtime.mounts:
         yield from ("--ro-bind", str(here), there)
     for there in runtime.emptied:
@@ -104,14 +135,25 @@ def _mounts(runtime: Runtime) -> Iterator[str]:
 def _own_files(passed: Mapping[str, int]) -> Iterator[str]:
     """All that can be written is below /box, which has a size; the root is read-only in the end."""
     yield from ("--perms", "0755", "--size", str(DISK_BYTES), "--tmpfs", "/box")
-    for folder in _FOLDERS:
-        yield from ("--dir", folder)
+    parents = {os.path.dirname(path) for path in passed if path.startswith(f"{WORK}/")}
+    for folder in (*_FOLDERS, *sorted(_with_parents(parents - {WORK}))):
+        yield from ("--perms", "0777", "--dir", folder)
     yield from ("--symlink", "/box/tmp", "/tmp", "--symlink", "/box/shm", "/dev/shm")
     for path, fd in passed.items():
-        yield from ("--perms", "0644", "--file", str(fd), path)
+        yield from ("--perms", "0666", "--file", str(fd), path)
     yield from ("--remount-ro", "/", "--chdir", WORK)
     for name, value in _ENVIRONMENT.items():
         yield from ("--setenv", name, value)
+
+
+def _with_parents(folders: set[str]) -> set[str]:
+    """Below the working folder, a parent sorts before what is in it."""
+    return {
+        str(folder)
+        for name in folders
+        for folder in (Path(name), *Path(name).parents)
+        if folder.is_relative_to(WORK) and str(folder) != WORK
+    }
 
 
 def _readable(content: bytes, fds: ExitStack) -> int:
@@ -123,9 +165,3 @@ def _readable(content: bytes, fds: ExitStack) -> int:
         view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
-
-
-def _processes_are_counted() -> bool:
-    """From Linux 5.14 on RLIMIT_NPROC counts within a user namespace; before, all that a user runs."""
-    major, minor = platform.release().split(".")[:2]
-    return (int(major), int("".join(filter(str.isdigit, minor)) or 0)) >= (5, 14)

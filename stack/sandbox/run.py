@@ -14,11 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from stack.sandbox import outputs
-from stack.sandbox.command import MAX_PROCESSES, WORK, Limits, command, script
+from stack.sandbox.command import MAX_PROCESSES, WORK, Limits, Place, command, script
 from stack.sandbox.execution import Ended, Execution
 from stack.sandbox.output import MAX_BYTES, Output
 from stack.sandbox.processes import children, pss_bytes, usage
-from stack.sandbox.runtime import Runtime
 
 MAX_INODES = 5000
 _LOOK_EVERY_S = 0.025
@@ -37,10 +36,10 @@ class NotStarted(Exception):
 
 
 class Run:
-    """`start`, then `watch` from the same thread; `stop` from any."""
+    """To be called once, in a thread that lives longer; `stop` from any."""
 
-    def __init__(self, bwrap: str, runtime: Runtime, limits: Limits) -> None:
-        self._bwrap, self._runtime, self._limits = bwrap, runtime, limits
+    def __init__(self, place: Place, limits: Limits) -> None:
+        self._place, self._limits = place, limits
         self._stop_read, self._stop_write = os.pipe()
         self._stdout, self._stderr = Output("stdout"), Output("stderr")
 
@@ -72,7 +71,7 @@ class Run:
         with ExitStack() as passed:
             passed.enter_context(theirs)
             number = theirs.fileno()
-            words, more = command(self._bwrap, self._runtime, contents, number, self._limits, passed)
+            words, more = command(self._place, contents, number, self._limits, passed)
             process = subprocess.Popen(
                 words,
                 # An end of a pipe and no /dev/null: root's code could change the mode of the machine's.

@@ -123,12 +123,12 @@ def _loaded() -> Iterator[str]:
 
     names: list[str] = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Info), ctypes.c_size_t, ctypes.c_void_p)
     def note(info: ctypes._Pointer[Info], _size: int, _data: int) -> int:
         names.append(os.fsdecode(info.contents.name or b""))
         return 0
 
-    ctypes.CDLL(None).dl_iterate_phdr(note, None)
+    callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Info), ctypes.c_size_t, ctypes.c_void_p)
+    ctypes.CDLL(None).dl_iterate_phdr(callback(note), None)
     yield from (name for name in names if name.startswith("/"))
 
 

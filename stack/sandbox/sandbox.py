@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from stack.errors import NotReady, Overloaded
 from stack.sandbox.check import Ready, Unavailable, check
-from stack.sandbox.command import Limits
+from stack.sandbox.command import Limits, Place
 from stack.sandbox.execution import Execution, OutputFile
 from stack.sandbox.inputs import check_inputs
 from stack.sandbox.run import NotStarted, Run
@@ -30,7 +30,8 @@ class Sandbox:
         self._limits = Limits(settings.sandbox_timeout_s, settings.sandbox_memory_mb << 20)
         # Threads of its own, which live as long as the process: a run ends with the thread that started it.
         self._threads = ThreadPoolExecutor(settings.sandboxes_at_once, thread_name_prefix="sandbox")
-        self._places = asyncio.Semaphore(settings.sandboxes_at_once)
+        self._at_once = settings.sandboxes_at_once
+        self._places: asyncio.Queue[Place] = asyncio.Queue()
         self._waiting = 0
         self._checking = asyncio.Lock()
         self._checked: Ready | Unavailable | None = None
@@ -47,11 +48,11 @@ class Sandbox:
         """
         files = dict(files or {})
         check_inputs(code, files)
-        async with self._place():
-            ready = await self._check()
-            if isinstance(ready, Unavailable):
-                raise NotReady(f"code cannot be run here: {ready.reason}; {ready.remedy}", None)
-            return await self._run(Run(ready.bwrap, ready.runtime, self._limits), code, files, ready.extra)
+        ready = await self._check()
+        if isinstance(ready, Unavailable):
+            raise NotReady(f"code cannot be run here: {ready.reason}; {ready.remedy}", None)
+        async with self._place() as place:
+            return await self._run(Run(place, self._limits), code, files, ready.extra)
 
     async def _run(
         self, run: Run, code: str, files: Mapping[str, bytes], extra: Mapping[str, bytes]
@@ -69,29 +70,31 @@ class Sandbox:
             raise NotReady("the sandbox did not start; try again") from error
 
     @contextlib.asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    async def _place(self) -> AsyncIterator[Place]:
         """One of the runs at the same time, in the order of arrival. Raises Overloaded."""
         if self._waiting >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} runs of code wait already", 5)
         self._waiting += 1
         try:
-            await self._places.acquire()
+            place = await self._places.get()
         finally:
             self._waiting -= 1
         try:
-            yield
+            yield place
         finally:
-            self._places.release()
+            self._places.put_nowait(place)
 
     async def _check(self) -> Ready | Unavailable:
         async with self._checking:
             if self._checked is None:
-                self._checked = await asyncio.to_thread(_checked, self._limits.memory_bytes)
+                self._checked = await asyncio.to_thread(_checked, self._limits.memory_bytes, self._at_once)
+                for place in self._checked.places if isinstance(self._checked, Ready) else ():
+                    self._places.put_nowait(place)
             return self._checked
 
 
-def _checked(memory_bytes: int) -> Ready | Unavailable:
+def _checked(memory_bytes: int, at_once: int) -> Ready | Unavailable:
     try:
-        return check(memory_bytes)
+        return check(memory_bytes, at_once)
     except Unavailable as reason:
         return reason

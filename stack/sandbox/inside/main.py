@@ -1,7 +1,6 @@
-"""The first process within the sandbox: hands over its folder, gives up rights, runs the script.
+"""The script's process within the sandbox: gives up what it may, then runs the script.
 
-`main.py CHANNEL MEMORY_BYTES DISK_BYTES CPU_S PROCESSES`. Once the script runs, nothing depends on this process:
-the server measures and ends from outside.
+`main.py USER MEMORY_BYTES DISK_BYTES CPU_S PROCESSES`. No limit depends on it: the server watches, too.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import _thread
 import os
 import resource
 import sys
-from array import array
 from types import CodeType, ModuleType
 
 SCRIPT = "/sandbox/script.py"
@@ -21,27 +19,13 @@ _ONLY_TREE = 0x400  # ast.PyCF_ONLY_AST, without the time to import `ast`
 
 
 def main() -> None:
-    channel, memory_bytes, disk_bytes, cpu_s, processes = map(int, sys.argv[1:6])
-    hand_over(channel)
-    os.closerange(3, max(channel, 65535) + 1)  # whatever else was left open on the way here
-    give_up(memory_bytes, disk_bytes, cpu_s, processes)
-    child = os.fork()
-    if child:
-        os._exit(reap(child))
+    user, *limits = map(int, sys.argv[1:6])
+    if os.getuid() != user:  # the server is root
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)  # and so without any capability
+    give_up(*limits)
     sys.exit(run())
-
-
-def hand_over(channel: int) -> None:
-    """Send the working folder, by which the server reads the files at the end; wait until it has it."""
-    import _socket
-
-    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-    server = _socket.socket(fileno=channel)
-    server.sendmsg([b"f"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", [folder]))])
-    if server.recv(1) != b"g":
-        os._exit(1)
-    server.close()
-    os.close(folder)
 
 
 def give_up(memory_bytes: int, disk_bytes: int, cpu_s: int, processes: int) -> None:
@@ -56,23 +40,13 @@ def give_up(memory_bytes: int, disk_bytes: int, cpu_s: int, processes: int) -> N
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_SIGPENDING: 256,
+        resource.RLIMIT_NPROC: processes,
     }
-    if processes:
-        limits[resource.RLIMIT_NPROC] = processes
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     # What programs get MemoryError from. The rest is to tell of it.
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes + _TO_EXPLAIN_BYTES))
     os.nice(NICENESS)
-
-
-def reap(script: int) -> int:
-    """Wait for all children until the script ends; its exit code. With this process all others end."""
-    while True:
-        child, status = os.wait()
-        if child == script:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
 
 
 def run() -> int:
@@ -139,7 +113,7 @@ def explain(error: BaseException, source: str) -> None:
 def save_figures() -> None:
     """Figures that were left open, as a notebook shows them."""
     if "matplotlib.pyplot" in sys.modules:
-        import sandbox_plots
+        import sandbox_plots  # type: ignore[import-not-found]  # beside this file, in the sandbox
 
         sandbox_plots.save_open()
 
