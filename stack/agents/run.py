@@ -145,7 +145,8 @@ class Run:
             self._error = error
             await self._end_early("failed", str(error))
         except Exception as error:  # the task's edge: whoever listens raises it
-            log.exception("turn %s failed", self.record.turn_id)
+            if self._left:
+                log.exception("turn %s failed after its client left", self.record.turn_id)
             self._error = error
             await self._end_early("failed", "the server failed")
         finally:

@@ -84,11 +84,15 @@ class InstantModel(FakeInference):
         if any(isinstance(message, UserMessage) for message in after):
             number += 1  # it is asked to write a broken call again
         elif number:  # broken calls are not in the conversation
-            answers = [answer for answer in answers if not any("broken" in part for part in answer)]
+            answers = [answer for answer in answers if not any(map(_is_broken, answer))]
         if (request.tool_config or ToolConfig()).tool_choice == "none":
             number = len(answers) - 1
         chosen: list[Any] = answers[min(number, len(answers) - 1)]
         return chosen
+
+
+def _is_broken(part: Any) -> bool:
+    return isinstance(part, dict) and "broken" in part
 
 
 def _script(messages: Sequence[Message]) -> tuple[int, list[Any]]:

@@ -15,21 +15,20 @@ __all__ = ["postgres_url"]
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_kill(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """At each point, the next victim starting while the last one dies."""
-    url = None
+    """At each point with SQLite; with Postgres, whose locks are other ones, at one."""
+    url, points = None, list(POINTS)
     if kind == "postgres":
-        url = new_postgres_database(request.getfixturevalue("postgres_url"))
+        url, points = new_postgres_database(request.getfixturevalue("postgres_url")), points[:1]
     other = Replica(tmp_path, url)
     victims: list[Replica] = []
     try:
         other_url = other.wait()
-        victims = [Replica(tmp_path, url) for _ in POINTS]
+        victims = [Replica(tmp_path, url) for _ in points]
         agent_id = new_agent(other_url)
-        for point, victim in zip(POINTS, victims, strict=True):
+        for point, victim in zip(points, victims, strict=True):
             outcome = kill_at(point, victim, victim.wait(), other_url, agent_id)
             assert problems(outcome) == [], point
             assert outcome.next_s < 5, point
-        assert list(tmp_path.glob("*.lock")) != [] or kind == "postgres"
     finally:
         for replica in [other, *victims]:
             replica.kill()
