@@ -191,6 +191,8 @@ class Session:
             return task.result()
         except MCPError as error:
             failure = attempt.error(self.name)
+            if failure is None and error.code == types.PARSE_ERROR:
+                raise UpstreamError(f"{self.name} answers what is not MCP") from error
             if failure is None and error.code != types.CONNECTION_CLOSED:
                 raise
             self.retire()

@@ -81,7 +81,7 @@ def mcp_server() -> MCPServer:
 
 
 def before_2026(app: ASGIApp) -> ASGIApp:
-    """The server as one that knows no `server/discover`: it opens sessions, and answers 404 to unknown ones."""
+    """The server as one without `server/discover`: it opens sessions, and answers 404 to unknown ones."""
 
     async def older(scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope.get("headers", []))

@@ -78,6 +78,7 @@ async def test_a_server_that_never_answers(run: Any, pool: Pool, monkeypatch: py
     monkeypatch.setattr(pools, "CONNECT_S", 0.5)
 
     async def silent(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
         await asyncio.sleep(60)
 
     dead, alive = run(silent), run(APPS["newest"]())
@@ -264,14 +265,17 @@ async def test_private_addresses_are_refused(run: Any) -> None:
     assert server.requests == []
 
 
-async def test_an_endpoint_of_sse_that_leads_away_is_refused(run: Any, pool: Pool) -> None:
+async def test_an_endpoint_of_sse_that_leads_away_is_refused(
+    run: Any, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "CONNECT_S", 0.5)
     other = run(APPS["newest"]())
 
     async def away(scope: Any, receive: Any, send: Any) -> None:
         body = f"event: endpoint\ndata: {other.url}/messages\n\n".encode()
         await answer(send, 200, body, "text/event-stream")
 
-    with pytest.raises(UpstreamError):
+    with pytest.raises(StackError):
         await pool.tools(f"{run(away).url}/sse", {})
     assert other.requests == []
 

@@ -1,4 +1,4 @@
-"""Sessions with real MCP servers, made with the package mcp, over every transport and protocol that is spoken."""
+"""Sessions with real MCP servers of the package mcp, over every transport and protocol that is spoken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import pytest
-from mcp.shared.exceptions import MCPError
 
 from stack.errors import StackError, Timeout, Unauthorized, UpstreamError
 from stack.tools.mcp import pool as pools
@@ -59,9 +58,8 @@ async def test_a_list_is_kept_until_the_server_says_that_it_changed(farm: Farm, 
     assert await farm.text("grow") == "done"
     if kind in ("json", "stateless"):  # these have no way to tell
         return
-    async with asyncio.timeout(5):
-        while len(await farm.pool.tools(farm.url, {})) == len(TOOLS):
-            await asyncio.sleep(0.02)
+    await asyncio.sleep(0.2)
+    assert len(await farm.pool.tools(farm.url, {})) == len(TOOLS) + 1
     assert await farm.text("grown") == "grown"
 
 
@@ -81,6 +79,8 @@ async def test_a_server_that_is_gone_is_an_error_at_once(kind: str, pool: Pool) 
     with served(APPS[kind]()) as server:
         farm = Farm(server, pool, f"{server.url}{'/sse' if kind == 'sse' else '/mcp'}")
         await farm.text("echo", text="a")
+        await asyncio.to_thread(server.stop)
+        await asyncio.sleep(0.05)  # until the end of what was open is noticed
     started = time.monotonic()
     for _ in range(2):
         with pytest.raises(UpstreamError, match="no connection"):
@@ -116,13 +116,8 @@ async def test_a_slow_tool_costs_its_own_call_only(farm: Farm) -> None:
 
 
 async def test_unknown_tools_and_arguments_are_told_by_the_server(farm: Farm) -> None:
-    try:
-        result: Any = await farm.call("no-such-tool")
-        assert result.is_error
-    except MCPError as error:
-        assert "no-such-tool" in str(error)
-    result = await farm.call("add", a="x")
-    assert result.is_error
+    assert (await farm.call("no-such-tool")).is_error
+    assert (await farm.call("add", a="x")).is_error
 
 
 async def test_fifty_megabytes_are_cut_off(farm: Farm, kind: str) -> None:
@@ -160,9 +155,8 @@ async def test_idle_sessions_are_closed(farm: Farm, monkeypatch: pytest.MonkeyPa
     try:
         await pool.call(farm.url, {}, "echo", {"text": "x"}, 5)
         (session,) = pool._sessions.values()
-        async with asyncio.timeout(5):
-            while not session.ended:
-                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        assert session.ended
         assert not pool._sessions
         await pool.call(farm.url, {}, "echo", {"text": "x"}, 5)
     finally:
