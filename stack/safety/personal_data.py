@@ -26,7 +26,7 @@ _FILES = frozenset({
     "css", "gif", "go", "htm", "html", "ico", "jpeg", "jpg", "js", "json", "md", "php", "png", "py", "rb",
     "svg", "ts", "txt", "webp", "yaml", "yml",
 })  # fmt: skip
-_VERSION = re.compile(rb"(?i)(\bv|version|release|build|section|chapter)[ :=]{0,3}$")
+_VERSION = re.compile(rb"(?i)(\bv|version|release|build|section|chapter)[ :=]{0,3}\Z")
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 _HEX_KEY = re.compile(r"[0-9a-f]{24}")
 
@@ -145,13 +145,13 @@ def _key(found: str, before: bytes, region: str) -> int:
     return mixed or _HEX_KEY.search(found) is not None
 
 
-_NO_WORD = (re.compile(rb"\w$"), re.compile(rb"\w"))
-_NO_NUMBER = (re.compile(rb"(?:[\w+#-]|\d[.,:/])$"), re.compile(rb"\w|[.,:/-]\d|-\w"))
+_NO_WORD = (re.compile(rb"\w\Z"), re.compile(rb"\w"))
+_NO_NUMBER = (re.compile(rb"(?:[\w+#-]|\d[.,:/])\Z"), re.compile(rb"\w|[.,:/-]\d|-\w"))
 _KINDS = {
     "email": _Kind(
         rb"[A-Za-z0-9._%+'-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}",
         _email,
-        re.compile(rb"[\w.]$"),
+        re.compile(rb"[\w.]\Z"),
         re.compile(rb"\w|:[\w/]"),  # git@host.org:path
     ),
     "us_phone": _Kind(rb"\+\(?\d[\d ().\-/]{5,22}\d|" + _US_PHONE, _north_american_phone, *_NO_NUMBER),
@@ -161,14 +161,14 @@ _KINDS = {
         *_NO_NUMBER,
     ),
     "credit_card": _Kind(
-        rb"\d(?:[ -]?\d){12,}", _cards, re.compile(rb"(?:\w|\d[.,])$"), re.compile(rb"\w|[.,]\d")
+        rb"\d(?:[ -]?\d){12,}", _cards, re.compile(rb"(?:\w|\d[.,])\Z"), re.compile(rb"\w|[.,]\d")
     ),
     "iban": _Kind(rb"[A-Z]{2}\d{2} ?(?:[A-Z0-9]{4} ?){2,7}[A-Z0-9]{0,4}", _iban, *_NO_WORD),
     "us_ssn": _Kind(rb"\d{3}-\d{2}-\d{4}", _ssn, *_NO_NUMBER),
     "ip_address": _Kind(
         rb"\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{1,4}(?::{1,2}[0-9A-Fa-f]{1,4}){2,7}",
         _address,
-        re.compile(rb"[\w.:-]$"),
+        re.compile(rb"[\w.:-]\Z"),
         re.compile(rb"[\w-]|\.\w|:[\w:]"),
     ),
     "api_key": _Kind(

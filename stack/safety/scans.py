@@ -15,17 +15,12 @@ CHILDREN = 2
 """Checks that one process makes at a time: one that takes all its time does not hold up the others."""
 MAX_WAITING = 64
 
-_REASONS = {
-    "time": f"it takes more than {LIMITS.cpu_s:g} s of CPU time",
-    "memory": f"it takes more than {LIMITS.memory_bytes >> 20} MiB of memory",
-    "stack": "it is nested too deep",
-}
-
 
 class Scans:
     """Children start when they are first needed."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
+        self._limits = limits
         self._idle: asyncio.Queue[BoundedChild] = asyncio.Queue()
         self._children = [BoundedChild(limits, []) for _ in range(CHILDREN)]
         self._waiting = 0
@@ -51,9 +46,8 @@ class Scans:
             await asyncio.wait([work])
             raise
         except Exceeded as error:
-            reason = _REASONS.get(error.limit, "its checker broke down")
             raise BadRequest(
-                f"the messages cannot be checked: {reason}; send less, or simpler text"
+                f"the messages cannot be checked: {self._reason(error.limit)}; send less, or simpler text"
             ) from error
         except Refused as error:
             raise BadRequest(str(error)) from error
@@ -61,6 +55,13 @@ class Scans:
             raise StackError("the shield failed while it read the messages") from error
         finally:
             self._idle.put_nowait(child)
+
+    def _reason(self, limit: str) -> str:
+        if limit == "time":
+            return f"it takes more than {self._limits.cpu_s:g} s of CPU time"
+        if limit == "memory":
+            return f"it takes more than {self._limits.memory_bytes >> 20} MiB of memory"
+        return "the text is nested too deep" if limit == "stack" else "the checker broke down"
 
     def close(self) -> None:
         for child in self._children:
