@@ -32,8 +32,9 @@ def checked(tool: ToolDef, arguments: JsonObject, *, open_ended: bool = False) -
     Raises BadRequest that names all that is missing, unknown or of a wrong type.
     """
     parameters = {parameter.name: parameter for parameter in tool.parameters or []}
-    problems = [] if open_ended else _unknown(arguments, parameters)
-    read: JsonObject = {name: value for name, value in arguments.items() if name not in parameters}
+    others = {name: value for name, value in arguments.items() if name not in parameters}
+    problems = [] if open_ended else _unknown(others, parameters)
+    read: JsonObject = others if open_ended else {}
     for name, parameter in parameters.items():
         schema = schema_of(parameter.parameter_type)
         value = arguments.get(name)
@@ -50,9 +51,9 @@ def checked(tool: ToolDef, arguments: JsonObject, *, open_ended: bool = False) -
     return read
 
 
-def _unknown(arguments: JsonObject, parameters: Collection[str]) -> list[str]:
-    """What is no parameter; a null means nothing anyway."""
-    unknown = [name for name, value in arguments.items() if name not in parameters and value is not None]
+def _unknown(others: JsonObject, parameters: Collection[str]) -> list[str]:
+    """A null means nothing anyway."""
+    unknown = [name for name, value in others.items() if value is not None]
     if not unknown:
         return []
     known = ", ".join(list(parameters)[:SHOWN_NAMES]) or "none"
