@@ -126,10 +126,9 @@ def _mounts(runtime: Runtime) -> Iterator[str]:
         yield from ("--ro-bind", str(here), there)
     for there in runtime.emptied:
         yield from ("--size", "4096", "--tmpfs", there, "--remount-ro", there)
-    # Read-only, since root's processes could change the mode of a device that they own. /dev/zero would hold
-    # memory that nobody counts; there is neither /proc nor /sys.
+    # /dev/zero would hold memory that nobody counts. There is neither /proc nor /sys.
     for device in ("/dev/null", "/dev/urandom"):
-        yield from ("--dev-bind", device, device, "--remount-ro", device)
+        yield from ("--dev-bind", device, device)
 
 
 def _own_files(passed: Mapping[str, int]) -> Iterator[str]:

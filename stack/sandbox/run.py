@@ -74,7 +74,7 @@ class Run:
             words, more = command(self._place, contents, number, self._limits, passed)
             process = subprocess.Popen(
                 words,
-                # An end of a pipe and no /dev/null: root's code could change the mode of the machine's.
+                # An end of a pipe, not /dev/null: what is open here leads to a mount outside.
                 stdin=_empty(passed),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

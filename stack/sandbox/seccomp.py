@@ -48,8 +48,6 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "quotactl": (179, 60),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
-    "mknod": (133, None),
-    "mknodat": (259, 33),
     "unshare": (272, 97),
     "setns": (308, 268),
     "kexec_load": (246, 104),
