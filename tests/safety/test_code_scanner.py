@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from stack.errors import BadRequest
+from stack.safety.python_code import scan
 from stack.safety.shields import Shields
 from stack.schemas.content import ToolCall
 from stack.schemas.messages import CompletionMessage, UserMessage
@@ -51,10 +52,8 @@ async def test_code_as_a_whole_text(shields: Shields) -> None:
         (f"Silenced:\n```python\n{BAD.strip()}  # nosec\n```", 4),
     ],
 )
-async def test_code_in_blocks(text: str, line: int, shields: Shields) -> None:
-    violation = await run(shields, text)
-    assert violation is not None
-    assert violation.metadata["issues"] == [{**ISSUE, "line": line}]
+def test_code_in_blocks(text: str, line: int) -> None:
+    assert scan(["first text", text], "medium", "medium") == [{**ISSUE, "text_index": 1, "line": line}]
 
 
 async def test_code_in_tool_calls(shields: Shields) -> None:
@@ -95,8 +94,8 @@ async def test_params(shields: Shields) -> None:
         "x = '\0'",
     ],
 )
-async def test_nothing_to_say(text: str, shields: Shields) -> None:
-    assert await run(shields, text) is None
+def test_nothing_to_say(text: str) -> None:
+    assert scan([text], "medium", "medium") == []
 
 
 async def test_the_list_of_issues_is_bounded(shields: Shields) -> None:
