@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from stack.agents.documents import memory_id
@@ -23,6 +23,13 @@ from stack.tools.tools import Tools
 from stack.vector.databases import VectorDatabases
 
 MAX_NAME = 1000
+
+# Built once: every turn asks.
+_SESSION = (
+    select(agent_sessions.c.name, agent_sessions.c.started_at, agents.c.config)
+    .join(agents, agents.c.agent_id == agent_sessions.c.agent_id)
+    .where(agent_sessions.c.session_id == bindparam("session_id"), agents.c.agent_id == bindparam("agent_id"))
+)
 
 
 class Agents:
@@ -98,6 +105,7 @@ class Agents:
             "session_id": session_id,
             "agent_id": agent_id,
             "name": name,
+            "turns": 0,
             "started_at": datetime.now(UTC),
         }
         try:
@@ -121,13 +129,9 @@ class Agents:
 
     async def session(self, agent_id: str, session_id: str) -> tuple[Session, AgentConfig]:
         """A session without its turns, and its agent's configuration. Raises NotFound."""
-        query = (
-            select(agent_sessions.c.name, agent_sessions.c.started_at, agents.c.config)
-            .join(agents, agents.c.agent_id == agent_sessions.c.agent_id)
-            .where(agent_sessions.c.session_id == session_id, agents.c.agent_id == agent_id)
-        )
+        ids = {"session_id": session_id, "agent_id": agent_id}
         async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
+            row = (await connection.execute(_SESSION, ids)).one_or_none()
         if row is None:
             await self.get(agent_id)
             raise NotFound("session", session_id)

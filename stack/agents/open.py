@@ -47,7 +47,6 @@ async def open_agents(
                 tools=tools,
                 documents=Documents(settings, files, rag, vector_dbs, statuses, session_files),
                 serving=serving,
-                statuses=statuses,
                 presence=presence,
                 parts=Parts(Records(database, presence.owner), shields, session_files, meter),
             ),

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from uuid import uuid4
 
 from pydantic import TypeAdapter
-from sqlalchemy import Row, Select, and_, delete, func, insert, select, update
+from sqlalchemy import Integer, Row, Select, String, Text, and_, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from stack.errors import BadRequest, NotFound, Overloaded
@@ -34,6 +34,45 @@ Status = Literal["queued", "running", "awaiting_input", "completed", "stopped", 
 
 UNFINISHED: tuple[Status, ...] = ("queued", "running")
 MAX_WAITING = 16  # turns of one session
+
+# Built once: each turn runs them several times.
+_COUNT = (
+    update(agent_sessions)
+    .where(agent_sessions.c.session_id == bindparam("own_session_id"))
+    .values(turns=agent_sessions.c.turns + 1)
+    .returning(agent_sessions.c.turns)
+)
+_OPEN = select(agent_turns.c.status).where(
+    agent_turns.c.session_id == bindparam("session_id"),
+    agent_turns.c.status.in_((*UNFINISHED, "awaiting_input")),
+)
+_ADD = insert(agent_turns)
+_IS_OWN = and_(
+    agent_turns.c.turn_id == bindparam("own_turn_id"),
+    agent_turns.c.owner == bindparam("own_owner"),
+    agent_turns.c.status == "running",
+)
+_ADD_STEP = insert(agent_steps).from_select(
+    ["turn_id", "number", "step_id", "body"],
+    select(
+        agent_turns.c.turn_id,
+        bindparam("number", type_=Integer),
+        bindparam("step_id", type_=String),
+        bindparam("body", type_=Text),
+    )
+    .where(_IS_OWN)
+    .with_for_update(),
+)
+_END = (
+    update(agent_turns)
+    .where(_IS_OWN)
+    .values(
+        status=bindparam("status"),
+        output=bindparam("output"),
+        completed_at=bindparam("completed_at"),
+        owner=None,
+    )
+)
 
 _STEP: TypeAdapter[Step] = TypeAdapter(Step)
 
@@ -132,18 +171,16 @@ class Records:
             completed_at=None,
         )
         async with self._database.write() as connection:
-            await _lock_session(connection, session_id)
-            in_session = agent_turns.c.session_id == session_id
-            unfinished = and_(in_session, agent_turns.c.status.in_(UNFINISHED))
-            waiting = await connection.scalar(select(func.count()).where(unfinished)) or 0
+            record.number = await _count_turn(connection, session_id)
+            open_turns = (await connection.execute(_OPEN, {"session_id": session_id})).all()
+            waiting = sum(row.status in UNFINISHED for row in open_turns)
             if waiting > MAX_WAITING:
                 raise Overloaded(f"the session has {waiting} turns waiting; send one after the other")
-            last = await connection.scalar(select(func.max(agent_turns.c.number)).where(in_session))
-            record.number = (last or 0) + 1
             if not waiting:
                 record.status = "running"
-                await _replace_awaiting(connection, session_id)
-            await connection.execute(insert(agent_turns).values(_row(record)))
+                if open_turns:
+                    await _replace_awaiting(connection, session_id)
+            await connection.execute(_ADD, _row(record))
         return record
 
     async def ahead(self, record: Record) -> list[Ahead]:
@@ -166,10 +203,7 @@ class Records:
         """Go on with a turn as it was read. Raises BadRequest if somebody else did, or it is not the last."""
         turn = agent_turns.c.turn_id == record.turn_id
         async with self._database.write() as connection:
-            await _lock_session(connection, record.session_id)
-            in_session = agent_turns.c.session_id == record.session_id
-            last = await connection.scalar(select(func.max(agent_turns.c.number)).where(in_session))
-            if last != record.number:
+            if await _lock_session(connection, record.session_id) != record.number:
                 raise BadRequest(
                     f"turn {record.turn_id!r} cannot be resumed: a later turn of its session began"
                 )
@@ -189,24 +223,18 @@ class Records:
         Raises TurnGone when the turn is no longer this process's.
         """
         completed_at = None
+        own = {"own_turn_id": record.turn_id, "own_owner": self._owner}
+        rows = [_step_row(number, step) for number, step in steps]
         async with self._database.write() as connection:
+            for row in rows:
+                if (await connection.execute(_ADD_STEP, row | own)).rowcount != 1:
+                    raise TurnGone
             if end is not None:
                 status, output = end
                 completed_at = None if status == "awaiting_input" else datetime.now(UTC)
-                await self._change(
-                    connection,
-                    record.turn_id,
-                    "running",
-                    status=status,
-                    output=output.model_dump_json(),
-                    completed_at=completed_at,
-                    owner=None,
-                )
-            else:
-                await self._check_own(connection, record.turn_id)
-            if steps:
-                rows = [_step_row(record.turn_id, number, step) for number, step in steps]
-                await connection.execute(insert(agent_steps), rows)
+                values = {"status": status, "output": output.model_dump_json(), "completed_at": completed_at}
+                if (await connection.execute(_END, values | own)).rowcount != 1:
+                    raise TurnGone
         if end is not None:
             (record.status, record.output), record.completed_at = end, completed_at
 
@@ -276,15 +304,6 @@ class Records:
                         records[row.turn_id].steps.append(_STEP.validate_json(row.body))
         return list(records.values())
 
-    async def _check_own(self, connection: AsyncConnection, turn_id: str) -> None:
-        query = select(agent_turns.c.number).where(
-            agent_turns.c.turn_id == turn_id,
-            agent_turns.c.owner == self._owner,
-            agent_turns.c.status == "running",
-        )
-        if await connection.scalar(query.with_for_update()) is None:
-            raise TurnGone
-
     async def _change(
         self, connection: AsyncConnection, turn_id: str, expected: Status, **values: Any
     ) -> None:
@@ -297,10 +316,21 @@ class Records:
             raise TurnGone
 
 
-async def _lock_session(connection: AsyncConnection, session_id: str) -> None:
-    query = select(agent_sessions.c.session_id).where(agent_sessions.c.session_id == session_id)
-    if await connection.scalar(query.with_for_update()) is None:
+async def _count_turn(connection: AsyncConnection, session_id: str) -> int:
+    """The number of a new turn. Until the transaction ends, no other turn of the session can begin."""
+    number: int | None = await connection.scalar(_COUNT, {"own_session_id": session_id})
+    if number is None:
         raise NotFound("session", session_id)
+    return number
+
+
+async def _lock_session(connection: AsyncConnection, session_id: str) -> int:
+    """The number of the session's last turn, which stays so until the transaction ends."""
+    query = select(agent_sessions.c.turns).where(agent_sessions.c.session_id == session_id)
+    number: int | None = await connection.scalar(query.with_for_update())
+    if number is None:
+        raise NotFound("session", session_id)
+    return number
 
 
 async def _ahead(connection: AsyncConnection, record: Record) -> list[Ahead]:
@@ -335,9 +365,8 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
-def _step_row(turn_id: str, number: int, step: Step) -> dict[str, Any]:
-    body = step.model_dump_json()
-    return {"turn_id": turn_id, "number": number, "step_id": step.step_id, "body": body}
+def _step_row(number: int, step: Step) -> dict[str, Any]:
+    return {"number": number, "step_id": step.step_id, "body": step.model_dump_json()}
 
 
 def _record(row: Row[Any]) -> Record:

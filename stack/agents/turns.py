@@ -31,7 +31,6 @@ from stack.schemas.agents import (
     Turn,
 )
 from stack.schemas.content import ToolCall
-from stack.store.model_status import ModelStatuses
 from stack.store.presence import Presence
 from stack.tools.tools import Tools
 
@@ -46,7 +45,6 @@ class Services:
     tools: Tools
     documents: Documents
     serving: Serving
-    statuses: ModelStatuses
     presence: Presence
     parts: Parts
 
@@ -151,13 +149,11 @@ class Turns:
     async def _asker(
         self, config: AgentConfig, toolbox: Toolbox, provider_data: Mapping[str, Any], stream: bool
     ) -> Asker:
-        model, status = await self._services.statuses.find(config.model)
-        length = (status.description if status else {}).get("context_length")
-        length = length or model.metadata.get("context_length")
+        model, length = await self._services.serving.open(config.model, "llm", provider_data)
         reads = self._reads.setdefault(config.model, Reads(None))
-        reads.context_length = length if isinstance(length, int) else None
+        reads.context_length = length
         return Asker(
-            model=await self._services.serving(config.model, "llm", provider_data),
+            model=model,
             meter=self._services.parts.meter,
             config=config,
             tools=toolbox.definitions(),

@@ -37,15 +37,22 @@ class Serving:
 
         A model behind a remote endpoint is called from this process, with the request's own keys.
         """
+        return (await self.open(model_id, model_type, provider_data))[0]
+
+    async def open(
+        self, model_id: str, model_type: ModelType, provider_data: Mapping[str, Any] | None = None
+    ) -> tuple[Inference, int | None]:
+        """As a call, and how many tokens the model reads, if that is known."""
         model, status = await self._statuses.find(model_id)
         if model.model_type != model_type:
             raise BadRequest(_WRONG_TYPE[model_type].format(model_id))
         if model.provider_id == "openai":
             args = to_args(model)
-            return OpenAIModel(args, self._remote, api_key(args, self._settings, provider_data or {}))
+            key = api_key(args, self._settings, provider_data or {})
+            return OpenAIModel(args, self._remote, key), _context_length(model, {})
         if status is None or status.state != "ready":
             raise _not_ready(model_id, status)
-        return self._inference(model_id)
+        return self._inference(model_id), _context_length(model, status.description)
 
     async def find(self, model_id: str) -> tuple[Model, ModelStatus | None]:
         """A model, and what is known of how it is served. Raises NotFound."""
@@ -57,6 +64,11 @@ _WRONG_TYPE = {
     "embedding": "model {!r} is a text model, which gives no embeddings: GET /v1/models names those "
     "with model_type embedding",
 }
+
+
+def _context_length(model: Model, description: Mapping[str, Any]) -> int | None:
+    length = description.get("context_length") or model.metadata.get("context_length")
+    return length if isinstance(length, int) else None
 
 
 def _not_ready(model_id: str, status: ModelStatus | None) -> NotReady:

@@ -163,6 +163,7 @@ agent_sessions = Table(
     Column("session_id", String(64), primary_key=True),
     Column("agent_id", ForeignKey("agents.agent_id", ondelete="CASCADE"), nullable=False, index=True),
     Column("name", Text, nullable=False),
+    Column("turns", Integer, nullable=False),  # how many there have been
     Column("started_at", UtcDateTime, nullable=False),
 )
 

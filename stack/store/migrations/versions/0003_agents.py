@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("session_id", sa.String(64), nullable=False),
         sa.Column("agent_id", sa.String(64), nullable=False),
         sa.Column("name", sa.Text, nullable=False),
+        sa.Column("turns", sa.Integer, nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("session_id", name="pk_agent_sessions"),
         sa.ForeignKeyConstraint(
