@@ -85,7 +85,7 @@ def check(memory_bytes: int, at_once: int) -> Ready:
 def _tried(place: Place, memory_bytes: int) -> dict[str, bytes]:
     """Run Python in the sandbox; the files that later runs shall find. Raises Unavailable."""
     try:
-        result = Run(place, Limits(_TRY_S, max(memory_bytes, 256 << 20)))(_CACHE_FONTS, {}, {})
+        result = Run(place, Limits(_TRY_S, _TRY_S, max(memory_bytes, 256 << 20)))(_CACHE_FONTS, {}, {})
     except NotStarted as error:
         raise _explained(str(error)) from error
     except OSError as error:

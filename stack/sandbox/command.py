@@ -51,14 +51,11 @@ _APART = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one run may take: seconds of time, twice that of CPU time, and bytes in memory and on its disk."""
+    """What one run may take, all its processes together. Its disk counts as memory."""
 
     timeout_s: float
+    cpu_s: float
     memory_bytes: int
-
-    @property
-    def cpu_s(self) -> float:
-        return 2 * self.timeout_s
 
     @property
     def data_bytes(self) -> int:

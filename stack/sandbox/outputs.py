@@ -50,7 +50,7 @@ def collect(folder: int, given: Mapping[str, bytes]) -> tuple[list[OutputFile], 
     if beyond:
         notes.append(f"{beyond} more files are left out: a run gives back up to {MAX_FILES}")
     if len(notes) > _MAX_NOTES:
-        notes[_MAX_NOTES:] = [f"and {len(notes) - _MAX_NOTES} more files are left out"]
+        notes[_MAX_NOTES:] = [f"and {len(notes) - _MAX_NOTES} more are left out"]
     return found, notes
 
 

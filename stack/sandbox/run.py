@@ -164,7 +164,8 @@ class Run:
 
     def _why(self, ended: Ended) -> str:
         if ended == "time":
-            return f"ended: it ran longer than {self._limits.timeout_s:g} s"
+            limits = self._limits
+            return f"ended: it ran longer than {limits.timeout_s:g} s or took {limits.cpu_s:g} s of CPU time"
         if ended == "memory":
             return f"ended: it needed more than {self._limits.memory_bytes >> 20} MiB of memory and disk"
         return _WHY[ended]

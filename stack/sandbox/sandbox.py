@@ -27,7 +27,8 @@ class Sandbox:
     """One for each process. Every run begins with an empty folder and leaves nothing behind."""
 
     def __init__(self, settings: Settings) -> None:
-        self._limits = Limits(settings.sandbox_timeout_s, settings.sandbox_memory_mb << 20)
+        timeout_s = settings.sandbox_timeout_s
+        self._limits = Limits(timeout_s, 2 * timeout_s, settings.sandbox_memory_mb << 20)
         # Threads of its own, which live as long as the process: a run ends with the thread that started it.
         self._threads = ThreadPoolExecutor(settings.sandboxes_at_once, thread_name_prefix="sandbox")
         self._at_once = settings.sandboxes_at_once
