@@ -91,23 +91,22 @@ class _Body(httpx2.AsyncByteStream):
         self._response, self._attempt, self._name, self._posts = response, attempt, name, posts
         limit = MAX_ANSWER_BYTES if posts else sys.maxsize
         self._chunks = aiter(bounded_body(response, limit, f"the answer of {name}"))
+        streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+        self._reads_ahead = posts and streamed
         self._next: asyncio.Task[bytes] | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            while chunk := await self._read():
-                self._next = asyncio.create_task(self._after())
+            while chunk := await (self._after() if self._next is None else self._next):
                 # The package closes a stream as soon as it has its answer, and with it a connection whose
                 # end of the stream is on its way: the end goes first, so that the next call finds it.
-                if self._posts:
+                if self._reads_ahead:
+                    self._next = asyncio.create_task(self._after())
                     await asyncio.wait({self._next}, timeout=END_S)
                 yield chunk
         except (StackError, httpx.HTTPError) as error:
             _note(self._attempt, error, self._name, ends=self._posts)
             raise BrokenAnswer(self._name) from error
-
-    async def _read(self) -> bytes:
-        return await (self._after() if self._next is None else self._next)
 
     async def _after(self) -> bytes:
         """The next piece, empty at the end."""
