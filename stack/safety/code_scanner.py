@@ -12,6 +12,7 @@ from stack.schemas.safety import SafetyViolation, ViolationLevel
 Degree = Literal["low", "medium", "high"]
 
 _LEVELS: dict[str, ViolationLevel] = {"low": "info", "medium": "warn", "high": "error"}
+MAX_CHARS = 1_000_000  # bandit reads about 250,000 in a second
 MAX_ISSUES = 20  # that metadata lists
 
 
@@ -33,6 +34,7 @@ class CodeScanner(ShieldProvider[CodeScannerParams]):
                 all_texts(call.messages),
                 params.min_severity,
                 params.min_confidence,
+                max_chars=MAX_CHARS,
             ),
         )
         if not issues:

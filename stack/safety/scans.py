@@ -27,10 +27,12 @@ class Scans:
         for child in self._children:
             self._idle.put_nowait(child)
 
-    async def call(self, function: str, texts: Sequence[str], *arguments: Any) -> Any:
+    async def call(
+        self, function: str, texts: Sequence[str], *arguments: Any, max_chars: int = MAX_CHARS
+    ) -> Any:
         """What `package.module:function` returns. Raises BadRequest, TooLarge, Overloaded."""
-        if (chars := sum(map(len, texts))) > MAX_CHARS:
-            raise TooLarge(f"the messages have {chars:,} characters; a shield reads up to {MAX_CHARS:,}")
+        if (chars := sum(map(len, texts))) > max_chars:
+            raise TooLarge(f"the messages have {chars:,} characters; this shield reads up to {max_chars:,}")
         if self._waiting >= MAX_WAITING:
             raise Overloaded(f"{self._waiting} calls of shields are waiting, as many as are taken")
         self._waiting += 1

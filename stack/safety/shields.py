@@ -97,8 +97,8 @@ class Shields:
 def _provider_named(request: RegisterShieldRequest) -> str:
     """The provider in the name of the shield or of its model, such as meta-llama/Llama-Guard-3-8B."""
     for name in (request.shield_id, request.provider_shield_id or ""):
-        words = set(re.findall(r"[a-z]+", name.lower()))
-        named = [provider for provider in PROVIDERS if words >= set(provider.split("-"))]
+        words = name.lower().replace("_", "-")
+        named = [p for p in PROVIDERS if re.search(rf"(?<![a-z]){p}(?![a-z])", words)]
         if len(named) == 1:
             return named[0]
     raise _unknown_provider(f"the shield {request.shield_id!r} does not say what checks it: set provider_id")

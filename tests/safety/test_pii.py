@@ -158,5 +158,5 @@ async def test_large_texts(shields: Shields) -> None:
     assert await shields.run("pii", [UserMessage(content=prose[:9_000_000])], {}) is None
     assert await shields.run("pii", [UserMessage(content=prose[:9_999_900] + " a@b.org")], {}) is not None
     assert time.monotonic() - started < 20
-    with pytest.raises(TooLarge, match="reads up to 10,000,000"):
+    with pytest.raises(TooLarge, match="this shield reads up to 10,000,000"):
         await shields.run("pii", [UserMessage(content=prose[:5_000_001])] * 2, {})
