@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from stack.cli import chat, doctor, jobs, models, up, version
+from stack.cli import agent, chat, doctor, jobs, models, up, version
 from stack.cli.problems import CliError, report
 from stack.errors import StackError
 
@@ -45,4 +45,5 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
 app.command("chat")(chat.chat)
+app.command("agent")(agent.agent)
 app.command("version")(version.version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -32,9 +32,9 @@ def chat(
       echo "Name three colours." | stack chat
     """
     with Client(url) as client:
-        talk = Talk(client, model or _first_llm(client), system)
+        talk = Talk(client, model or first_llm(client), system)
         if sys.stdin.isatty():
-            _converse(talk)
+            converse(talk)
         else:
             text = sys.stdin.read().strip()
             if not text:
@@ -46,7 +46,7 @@ class Talk:
     """The messages so far."""
 
     def __init__(self, client: Client, model_id: str, system: str | None) -> None:
-        self.model_id = model_id
+        self.name = model_id
         self._client = client
         self._system = system
         self.reset()
@@ -60,7 +60,7 @@ class Talk:
         """Send a message and write the answer as it comes. Ctrl-C keeps what was said until then."""
         self.messages.append({"role": "user", "content": text})
         answer: list[str] = []
-        stream = self._client.chat(self.model_id, self.messages)
+        stream = self._client.chat(self.name, self.messages)
         try:
             with contextlib.suppress(KeyboardInterrupt), contextlib.closing(stream):
                 for piece in stream:
@@ -74,11 +74,23 @@ class Talk:
         self.messages.append({"role": "assistant", "content": "".join(answer), "stop_reason": "end_of_turn"})
 
 
-def _converse(talk: Talk) -> None:
+class Conversation(Protocol):
+    """What a terminal talks with."""
+
+    @property
+    def name(self) -> str: ...
+
+    def say(self, text: str) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+def converse(talk: Conversation) -> None:
+    """Until Ctrl-D or /exit."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history in input()
 
-    typer.secho(f"{talk.model_id}: {_HELP}", dim=True, err=True)
+    typer.secho(f"{talk.name}: {_HELP}", dim=True, err=True)
     while True:
         try:
             text = input("> ").strip()
@@ -102,7 +114,8 @@ def _converse(talk: Talk) -> None:
                 report(error)
 
 
-def _first_llm(client: Client) -> str:
+def first_llm(client: Client) -> str:
+    """Raises CliError."""
     for model in client.models():
         if model["model_type"] == "llm":
             return str(model["identifier"])

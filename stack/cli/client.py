@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,6 +56,10 @@ class Client:
         with self._errors():
             return self._answer(self._http.post(path, json=body))
 
+    def delete(self, path: str) -> Any:
+        with self._errors():
+            return self._answer(self._http.delete(path))
+
     def models(self) -> list[dict[str, Any]]:
         models: list[dict[str, Any]] = self.get("/v1/models")["data"]
         return models
@@ -63,16 +67,24 @@ class Client:
     def chat(self, model_id: str, messages: list[dict[str, Any]]) -> Generator[str]:
         """Stream the text of one answer. Closing the iterator stops the generation."""
         body = {"model_id": model_id, "messages": messages, "stream": True}
-        with (
-            self._errors(),
-            self._http.stream("POST", "/v1/inference/chat-completion", json=body) as response,
-        ):
+        with closing(self.events("/v1/inference/chat-completion", body)) as events:
+            for event in events:
+                delta = event["event"]["delta"]
+                if delta["type"] == "text" and delta["text"]:
+                    yield delta["text"]
+
+    def events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
+        """A stream's events. Closing the iterator stops the work."""
+        with self._errors(), self._http.stream("POST", path, json=body) as response:
             if response.is_error:
                 response.read()
                 self._answer(response)
             for line in response.iter_lines():
                 if line.startswith("data:"):
-                    yield from _text(json.loads(line[5:]))
+                    event = json.loads(line[5:])
+                    if "error" in event:
+                        raise CliError(_detail(event) or "the server broke off the answer")
+                    yield event
 
     def _answer(self, response: httpx.Response) -> Any:
         try:
@@ -97,14 +109,6 @@ class Client:
             raise CliError(f"{self.url!r} is no URL of a server; write e.g. {DEFAULT_URL}") from None
         except httpx.TransportError as error:
             raise CliError(f"lost the server at {self.url}: {error}") from None
-
-
-def _text(chunk: dict[str, Any]) -> Iterator[str]:
-    if "error" in chunk:
-        raise CliError(_detail(chunk) or "the server broke off the answer")
-    delta = chunk["event"]["delta"]
-    if delta["type"] == "text" and delta["text"]:
-        yield delta["text"]
 
 
 def _detail(body: Any) -> str | None:

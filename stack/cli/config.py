@@ -39,7 +39,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Imports ray.serve, so Ray's environment must be set before.
     """
-    data, lines = _parse(path)
+    data, lines = parse(path)
     problems = list(_check(data, lines))
     if problems:
         listed = "\n".join(f"  {problem}" for problem in sorted(problems, key=lambda p: p.line or 0))
@@ -47,7 +47,8 @@ def load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+def parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    """A YAML file's mapping, and the line of each key in it. Raises CliError."""
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -61,7 +62,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     except yaml.YAMLError as error:
         raise CliError(f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise CliError(f"{path} must be a mapping with the key 'applications', see {DEFAULT}")
+        raise CliError(f"{path} must be a mapping of keys to values")
     lines: dict[Key, int] = {}
     if node is not None:
         _mark(node, (), lines, path)
@@ -92,14 +93,14 @@ def _check(data: dict[str, Any], lines: dict[Key, int]) -> Iterator[Problem]:
         return
     unknown = list(_unknown_keys(data, ServeDeploySchema, ()))
     for key, message in unknown:
-        yield Problem(dotted(key), message, _line(lines, key))
+        yield Problem(dotted(key), message, line_of(lines, key))
     try:
         ServeDeploySchema.model_validate(data)
     except ValidationError as error:
         reported = {key for key, _ in unknown}
         for key, message in explain(error, ServeDeploySchema):
             if key not in reported:
-                yield Problem(dotted(key), message, _line(lines, key))
+                yield Problem(dotted(key), message, line_of(lines, key))
         return
     for index, application in enumerate(data["applications"]):
         yield from _check_application(application, ("applications", index), lines)
@@ -113,11 +114,11 @@ def _check_application(application: dict[str, Any], at: Key, lines: dict[Key, in
     try:
         builder = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        yield Problem(dotted(where), f"there is no module {error.name!r}", _line(lines, where))
+        yield Problem(dotted(where), f"there is no module {error.name!r}", line_of(lines, where))
         return
     except AttributeError:
         hint = did_you_mean(name, ("api", "model", "reconciler"))
-        yield Problem(dotted(where), f"{module} has no {name!r}; {hint}", _line(lines, where))
+        yield Problem(dotted(where), f"{module} has no {name!r}; {hint}", line_of(lines, where))
         return
     model = args_model(builder)
     if model is None:
@@ -128,13 +129,13 @@ def _check_application(application: dict[str, Any], at: Key, lines: dict[Key, in
     except ValidationError as error:
         for key, message in explain(error, model):
             key = (*where, *key)
-            yield Problem(dotted(key), message, _line(lines, key))
+            yield Problem(dotted(key), message, line_of(lines, key))
         return
     yield from _check_name(application, args, at, lines)
     try:
         builder(args)
     except ValueError as error:  # builders refuse what a single field cannot tell
-        yield Problem(dotted(where), str(error), _line(lines, where))
+        yield Problem(dotted(where), str(error), line_of(lines, where))
 
 
 def _check_name(
@@ -146,7 +147,7 @@ def _check_name(
     if isinstance(args, ModelArgs) and application["name"] != app_name(args.model_id):
         where = (*at, "name")
         message = f"{application['name']!r} is wrong; write {app_name(args.model_id)!r}, after its model_id"
-        yield Problem(dotted(where), message, _line(lines, where))
+        yield Problem(dotted(where), message, line_of(lines, where))
 
 
 def args_model(builder: Callable[..., Any]) -> type[BaseModel] | None:
@@ -185,7 +186,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return models[0] if len(models) == 1 else None
 
 
-def _line(lines: dict[Key, int], key: Key) -> int | None:
+def line_of(lines: dict[Key, int], key: Key) -> int | None:
     """The line of a key, or of the nearest one around it (a missing key has none)."""
     while key and key not in lines:
         key = key[:-1]
