@@ -242,6 +242,18 @@ def test_doctor_finds_nothing_missing_here() -> None:
     assert "torch" in result.output
 
 
+def test_doctor_tries_the_sandbox(tmp_path: Path) -> None:
+    (tmp_path / "bwrap").write_text(
+        "#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2; exit 1\n"
+    )
+    (tmp_path / "bwrap").chmod(0o755)
+    result = run("doctor", "--port", str(_free_port()), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert result.exit_code == 0, result.output  # the server works without
+    said = " ".join(result.output.split())
+    assert "better bubblewrap bubblewrap says: setting up uid map: Permission denied" in said
+    assert "for the code interpreter: " in said
+
+
 @pytest.mark.parametrize(
     ("environment", "said"),
     [

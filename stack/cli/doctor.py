@@ -168,11 +168,15 @@ def haproxy() -> Iterator[Finding]:
 
 
 def sandbox() -> Iterator[Finding]:
-    found = shutil.which("bwrap")
-    if found:
-        yield Finding("bubblewrap", "ok", found)
+    """Runs something in it: a kernel or a container may forbid what bubblewrap needs."""
+    from stack.sandbox.check import Unavailable, check
+
+    try:
+        check(memory_bytes=256 << 20, at_once=1)
+    except Unavailable as missing:
+        yield Finding("bubblewrap", "better", missing.reason, f"for the code interpreter: {missing.remedy}")
     else:
-        yield Finding("bubblewrap", "better", "none", "for the code interpreter: apt-get install bubblewrap")
+        yield Finding("bubblewrap", "ok", f"{shutil.which('bwrap')}, runs Python in a sandbox")
 
 
 def resources() -> Iterator[Finding]:

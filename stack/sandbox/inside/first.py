@@ -6,12 +6,14 @@ It therefore shares no memory with the script's process, whose forks would hold 
 
 from __future__ import annotations
 
+import _signal
 import os
 import sys
 from array import array
 
 
 def main() -> None:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # which means nothing to process 1
     channel, command = int(sys.argv[1]), sys.argv[2:]
     hand_over(channel)
     os.closerange(3, max(channel, 65535) + 1)  # whatever else was left open on the way here
