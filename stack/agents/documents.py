@@ -15,10 +15,11 @@ from stack.agents.toolbox import CODE_GROUP, SEARCH_GROUP, Toolbox
 from stack.egress import read_image
 from stack.errors import BadRequest, NotFound
 from stack.files.files import Files
-from stack.files.uris import open_uri
+from stack.files.uris import canonical_uri, open_uri
 from stack.rag.load import named, url_of
 from stack.rag.rag import Rag
 from stack.schemas.agents import Document, InputMessage
+from stack.schemas.common import URL
 from stack.schemas.content import (
     ImageContentItem,
     InterleavedContent,
@@ -147,6 +148,17 @@ class Documents:
                 f"agent {SEARCH_GROUP} to search them, or {CODE_GROUP} to read them as files"
             )
         _add_context(placed, context)
+
+
+def with_own_urls(documents: Sequence[Document], base_url: str, settings: Settings) -> list[Document]:
+    """The same; files of this server by names that stay, whatever the server is called."""
+    found = []
+    for document in documents:
+        content = document.content
+        if isinstance(content, URL):
+            content = URL(uri=canonical_uri(content.uri, base_url, settings))
+        found.append(document.model_copy(update={"content": content}))
+    return found
 
 
 def memory_id(session_id: str) -> str:

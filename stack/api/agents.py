@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Query
+from starlette.requests import Request
 from starlette.responses import Response
 
+from stack.agents.documents import with_own_urls
 from stack.agents.run import Run
 from stack.api.openapi import events_of
 from stack.api.routing import api_router
@@ -101,11 +103,14 @@ async def create_agent_turn(
     request: CreateAgentTurnRequest,
     stack: CurrentStack,
     provider_data: ProviderData,
+    http: Request,
 ) -> Response:
     """Let the agent answer. With `stream`, its steps come as server-sent events.
 
     A session's turns run one after the other; one that waits too long for the others is answered with 429.
     """
+    documents = with_own_urls(request.documents or [], str(http.base_url), stack.settings)
+    request = request.model_copy(update={"documents": documents})
     run = await stack.turns.create(agent_id, session_id, request, provider_data)
     return await _answer(run, request.stream)
 
