@@ -92,7 +92,7 @@ class Run:
         """The working folder: its files can be read even when the sandbox is gone. Raises NotStarted."""
         channel.settimeout(_START_S)
         try:
-            _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+            _, fds, _, _ = socket.recv_fds(channel, 1, 1, socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
             raise NotStarted(f"no answer in {_START_S:.0f} s") from None
         if not fds:

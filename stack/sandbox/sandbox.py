@@ -63,10 +63,10 @@ class Sandbox:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             run.stop()
-            with contextlib.suppress(NotStarted):
+            with contextlib.suppress(NotStarted, OSError):
                 await running  # so that its place is free when it is gone
             raise
-        except NotStarted as error:
+        except (NotStarted, OSError) as error:
             logger.error("the sandbox did not start: %s", error)
             raise NotReady("the sandbox did not start; try again") from error
 

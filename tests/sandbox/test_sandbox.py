@@ -257,6 +257,10 @@ async def test_a_run_that_does_not_start_says_so(sandbox: Sandbox, path: Path) -
     with pytest.raises(NotReady, match="did not start"):
         await own.run("print(1)")
     (path / "broken").unlink()
+    (path / "bwrap").rename(path / "moved")
+    with pytest.raises(NotReady, match="did not start"):
+        await own.run("print(1)")
+    (path / "moved").rename(path / "bwrap")
     assert (await own.run("print(1)")).stdout == "1\n"
 
 
