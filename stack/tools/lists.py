@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stack.errors import BadRequest, StackError
+from stack.errors import BadRequest, StackError, Timeout
 from stack.schemas.agents import AgentTool
 from stack.schemas.common import JsonObject
 from stack.schemas.tools import ToolDef, ToolGroup
@@ -17,21 +17,22 @@ from stack.tools.groups import Groups
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 3.0  # for one of several groups
-SILENT_FOR_S = 10.0  # one that did not answer is left out at once for so long
+PATIENCE_S = 3.0  # for one of all groups, which somebody looks through
+TURN_PATIENCE_S = 10.0  # for one that an agent names
+SILENT_FOR_S = 30.0  # one that did not answer is left out at once for so long
 
 
 class ToolLists:
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
-        self._silent: dict[str, float] = {}  # a group's id -> until when
+        self._silent: dict[tuple[str, float], float] = {}  # a group's id and the patience -> until when
 
     async def each(
         self, provider_data: Mapping[str, Any], groups: Sequence[ToolGroup] | None = None
     ) -> AsyncGenerator[tuple[ToolGroup, Sequence[ToolDef] | None]]:
         """All groups in their order, with None for one that does not answer. All are asked at once."""
         groups = await self._groups.all(provider_data) if groups is None else groups
-        tasks = [asyncio.create_task(self.or_none(group, provider_data)) for group in groups]
+        tasks = [asyncio.create_task(self.or_none(group, provider_data, PATIENCE_S)) for group in groups]
         try:
             for group, task in zip(groups, tasks, strict=True):
                 yield group, await task
@@ -39,24 +40,27 @@ class ToolLists:
             for task in tasks:
                 task.cancel()
 
-    async def or_none(self, group: ToolGroup, provider_data: Mapping[str, Any]) -> Sequence[ToolDef] | None:
+    async def or_none(
+        self, group: ToolGroup, provider_data: Mapping[str, Any], patience_s: float
+    ) -> Sequence[ToolDef] | None:
         """A group's tools; None where its server does not answer soon, or wants a key."""
-        if time.monotonic() < self._silent.get(group.identifier, 0.0):
+        key = (group.identifier, patience_s)
+        if time.monotonic() < self._silent.get(key, 0.0):
             return None
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 return await self._groups.provider_of(group).tools(group, provider_data)
+        except (TimeoutError, Timeout):
+            log.info("the tools of %s are left out: no answer in time", group.identifier)
+            self._note(key)
         except StackError as error:
             log.info("the tools of %s are left out: %s", group.identifier, error.title)
-        except TimeoutError:
-            log.info("the tools of %s are left out: no answer in %g s", group.identifier, PATIENCE_S)
-            self._note(group.identifier)
         return None
 
-    def _note(self, identifier: str) -> None:
+    def _note(self, key: tuple[str, float]) -> None:
         now = time.monotonic()
-        self._silent = {name: until for name, until in self._silent.items() if until > now}
-        self._silent[identifier] = now + SILENT_FOR_S
+        self._silent = {other: until for other, until in self._silent.items() if until > now}
+        self._silent[key] = now + SILENT_FOR_S
 
 
 @dataclass(frozen=True, slots=True)

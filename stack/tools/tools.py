@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from stack.tools.arguments import checked
 from stack.tools.base import BoundTool, CallContext, ToolProvider
 from stack.tools.code import CodeInterpreter
 from stack.tools.groups import Groups
-from stack.tools.lists import NamedGroup, ToolLists, named_groups
+from stack.tools.lists import TURN_PATIENCE_S, NamedGroup, ToolLists, named_groups
 from stack.tools.mcp.provider import PROVIDER_ID as MCP
 from stack.tools.mcp.provider import Mcp
 from stack.tools.rag import INSERT, RagTools
@@ -76,7 +76,9 @@ class Tools:
         server that does not answer are left out.
         """
         named = await self._named(toolgroups, provider_data)
-        lists = await asyncio.gather(*(self._lists.or_none(one.group, provider_data) for one in named))
+        lists = await asyncio.gather(
+            *(self._lists.or_none(one.group, provider_data, TURN_PATIENCE_S) for one in named)
+        )
         bound: dict[str, BoundTool] = {}
         for one, tools in zip(named, lists, strict=True):
             args = (one.group.args or {}) | one.args
@@ -140,8 +142,9 @@ class Tools:
     ) -> AsyncIterator[ToolDef]:
         """Of a group, of a server that need not be registered, or of all groups that answer, as they come."""
         if endpoint is None:
-            async for _, definition in self.stream(toolgroup_id, provider_data):
-                yield definition
+            async with aclosing(self.stream(toolgroup_id, provider_data)) as stream:
+                async for _, definition in stream:
+                    yield definition
             return
         if toolgroup_id is not None:
             group = await self.groups.get(toolgroup_id, provider_data)
@@ -155,9 +158,10 @@ class Tools:
     ) -> AsyncGenerator[tuple[ToolGroup, ToolDef]]:
         """Raises NotFound, and of a single group what its server does wrong."""
         if toolgroup_id is None:
-            async for group, tools in self._lists.each(provider_data):
-                for definition in tools or ():
-                    yield group, definition
+            async with aclosing(self._lists.each(provider_data)) as lists:
+                async for group, tools in lists:
+                    for definition in tools or ():
+                        yield group, definition
             return
         group = await self.groups.get(toolgroup_id, provider_data)
         for definition in await self.groups.provider_of(group).tools(group, provider_data):
@@ -173,12 +177,13 @@ class Tools:
                     if definition.name == rest:
                         return group, definition
         silent: list[str] = []
-        async for group, tools in self._lists.each(provider_data, groups):
-            if tools is None:
-                silent.append(group.identifier)
-            for definition in tools or ():
-                if definition.name == tool_name:
-                    return group, definition
+        async with aclosing(self._lists.each(provider_data, groups)) as lists:
+            async for group, tools in lists:
+                if tools is None:
+                    silent.append(group.identifier)
+                for definition in tools or ():
+                    if definition.name == tool_name:
+                        return group, definition
         raise UnknownTool(tool_name, silent)
 
     async def _named(

@@ -31,7 +31,11 @@ def definitions(tools: Sequence[Tool], endpoint: str) -> list[ToolDef]:
     """Each once. What a model could not call is left out, with a line in the log."""
     found: dict[str, ToolDef] = {}
     for tool in tools[:MAX_TOOLS]:
-        definition = _definition(tool, endpoint)
+        try:
+            definition = _definition(tool, endpoint)
+        except ValueError:  # NaN, or an integer of thousands of digits
+            log.warning("a tool of %s is left out: its schema has a number that is none", named(endpoint))
+            continue
         if (reason := _refusal(definition)) is not None:
             log.warning("a tool of %s is left out: %s", named(endpoint), reason)
         else:
@@ -43,7 +47,7 @@ def definitions(tools: Sequence[Tool], endpoint: str) -> list[ToolDef]:
 
 def _definition(tool: Tool, endpoint: str) -> ToolDef:
     metadata: JsonObject = {"endpoint": endpoint}
-    if len(json.dumps(tool.input_schema)) <= MAX_SCHEMA_CHARS:
+    if len(json.dumps(tool.input_schema, allow_nan=False)) <= MAX_SCHEMA_CHARS:
         metadata["input_schema"] = tool.input_schema
     return ToolDef.model_construct(
         name=tool.name,

@@ -16,6 +16,7 @@ from mcp_types import (
     TextResourceContents,
 )
 
+from stack.errors import UpstreamError
 from stack.schemas.content import ImageContentItem, ImageSource, InterleavedContentItem, TextContentItem
 from stack.schemas.tools import ToolInvocationResult
 
@@ -32,9 +33,15 @@ def result_of(result: CallToolResult) -> ToolInvocationResult:
         message = texts[:MAX_ERROR_CHARS] or "the tool failed and does not say why"
         return ToolInvocationResult(error_message=message, error_code=TOOL_FAILED)
     if result.structured_content is not None and not any(isinstance(i, TextContentItem) for i in items):
-        text = json.dumps(result.structured_content, ensure_ascii=False)
-        items.insert(0, TextContentItem(text=text))
+        items.insert(0, TextContentItem(text=_json(result.structured_content)))
     return ToolInvocationResult(content=_fitted(items))
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except ValueError as error:
+        raise UpstreamError("the tool answers with a number of thousands of digits") from error
 
 
 def _items(result: CallToolResult) -> Iterator[InterleavedContentItem]:

@@ -18,6 +18,7 @@ from stack.tools.mcp import pool as pools
 from stack.tools.mcp.attempt import named
 from stack.tools.mcp.listing import MAX_TOOLS, definitions
 from stack.tools.mcp.pool import Pool
+from stack.tools.mcp.results import result_of
 from tests.tools.mcp.conftest import APPS
 from tests.tools.servers import Served, served
 
@@ -208,6 +209,8 @@ async def test_hostile_schemas_and_names(run: Any, pool: Pool) -> None:
     for _ in range(60):
         deep = {"type": "array", "items": deep}
     tools = [
+        tool("number", {"type": "object", "properties": {"x": {"default": float("nan")}}}),
+        tool("infinite", {"type": "object", "properties": {"x": {"maximum": float("inf")}}}),
         tool("recursive", {**node, "$defs": {"node": {"anyOf": [{"$ref": "#/$defs/node"}, node]}}}),
         tool("deep", {"type": "object", "properties": {"x": deep}}),
         tool("elsewhere", {"type": "object", "properties": {"x": {"$ref": "http://10.0.0.1/secret"}}}),
@@ -225,6 +228,16 @@ async def test_hostile_schemas_and_names(run: Any, pool: Pool) -> None:
     assert types["elsewhere"] == ["any"]
     assert types["deep"][0].startswith("list[list[")
     assert "input_schema" not in (found["large"].metadata or {})
+
+
+async def test_a_number_without_an_end(run: Any, pool: Pool) -> None:
+    async def number(request: Any, send: Any) -> None:
+        result = f'{{"content": [], "structuredContent": {{"x": {"9" * 5000}, "y": NaN}}}}'
+        await answer(send, 200, f'{{"jsonrpc": "2.0", "id": {request["id"]}, "result": {result}}}'.encode())
+
+    server = run(answering({"initialize": INITIALIZE, "tools/call": number}))
+    with pytest.raises(StackError):
+        result_of(await pool.call(server.url, {}, "x", {}, 2))
 
 
 async def test_a_pattern_in_an_output_schema_does_not_stop_the_loop(run: Any, pool: Pool) -> None:
