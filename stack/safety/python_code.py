@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+_HEAD = 2_000  # characters
 MAX_TEXT = 200  # characters of an issue's text
 _RANKS = {"LOW": 0, "MEDIUM": 1, "HIGH": 2}
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})")
@@ -71,7 +72,26 @@ def _python(text: str) -> str | None:
         ast.parse(code)
     except (SyntaxError, ValueError):
         return None
+    except (MemoryError, RecursionError):
+        if _fails_early(code):
+            return None
+        raise
     return code
+
+
+def _fails_early(code: str) -> bool:
+    """Whether the beginning shows that it is no code: Python's parser breaks down at long lines of prose."""
+    head = code[:_HEAD]
+    head = head[: max(head.rfind(" "), head.rfind("\n"), 0)]
+    lines = head.split("\n")
+    try:
+        ast.parse(head)
+    except SyntaxError as error:  # at the last token that was read, so what follows makes no difference
+        reached = (error.end_lineno or 0, error.end_offset or 0)
+        return error.msg == "invalid syntax" and reached < (len(lines), len(lines[-1]))
+    except (MemoryError, RecursionError):
+        pass
+    return False
 
 
 def _issues(code: str, text: int, line: int, severity: str, confidence: str) -> list[dict[str, Any]]:

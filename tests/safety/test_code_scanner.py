@@ -81,6 +81,14 @@ async def test_params(shields: Shields) -> None:
         await run(shields, code, min_severity="HIGH")
 
 
+def test_long_lines_of_code_are_not_taken_for_prose() -> None:
+    code = "import os\nos.system('ls ' + x)\ny = [" + "a, " * 50_000 + "]"
+    assert [issue["test_id"] for issue in scan([code], "high", "high")] == ["B605"]
+    for hidden in ("y = " + "-" * 9_000 + "1", "y = " + "(" * 150 + "-" * 9_000 + "1" + ")" * 150):
+        with pytest.raises((MemoryError, RecursionError)):
+            scan(["import os\nos.system('ls ' + x)\n" + hidden], "high", "high")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -90,6 +98,8 @@ async def test_params(shields: Shields) -> None:
         "```python\nthis does not parse\n```",
         "```\n```",
         " \n ",
+        "word " * 20_000,
+        "Dear all,\n\n" + "a long paragraph of prose with many words " * 1_000,
         "hello",
         "x = '\0'",
     ],
