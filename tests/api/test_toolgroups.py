@@ -355,3 +355,18 @@ async def test_what_agents_name(client: httpx.AsyncClient, app: FastAPI, endpoin
             await tools.bind([wrong], {})
     with pytest.raises(BadRequest, match="vector_db_ids"):
         await tools.check([WithArgs(name="builtin::rag", args={"vector_db_ids": 7})])
+
+
+async def test_code_runs_in_the_sandbox(llama: AsyncLlamaStackClient) -> None:
+    code = "open('a.txt', 'w').write('hay')\nprint(6 * 7)"
+    result = await llama.tool_runtime.invoke_tool(tool_name="code_interpreter", kwargs={"code": code})
+    if result.error_code == 503:
+        pytest.skip(str(result.error_message))
+    assert "42" in result.content[0].text  # type: ignore[union-attr,index]
+    assert result.metadata is not None
+    (attachment,) = result.metadata["attachments"]  # type: ignore[misc]
+    assert attachment == {
+        "name": "a.txt",
+        "mime_type": "text/plain",
+        "content": {"uri": "data:text/plain;base64,aGF5"},
+    }
