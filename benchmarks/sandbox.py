@@ -5,9 +5,8 @@ Examples:
     python benchmarks/sandbox.py
     python benchmarks/sandbox.py --runs 50
 
-Times are medians in milliseconds, from the call to the answer; `python` is this environment's interpreter with
-`-c`. Below that, the longest delay of an event loop's tick of 10 ms, while the sandbox runs what takes all it
-can get.
+Times are medians in milliseconds, from the call to the answer; `python` is this interpreter with `-c`. Below
+that, the longest delay of an event loop's tick of 10 ms, while the sandbox runs what takes all it can get.
 """
 
 from __future__ import annotations

@@ -39,6 +39,12 @@ def hasty() -> Sandbox:
     return _sandbox(sandbox_timeout_s=1.5, sandbox_memory_mb=256, sandboxes_at_once=2)
 
 
+@pytest.fixture(scope="session")
+def small() -> Sandbox:
+    """Has half the memory, and time enough to use it."""
+    return _sandbox(sandbox_timeout_s=20, sandbox_memory_mb=256, sandboxes_at_once=2)
+
+
 async def run(sandbox: Sandbox, code: str, **files: bytes) -> Execution:
     return await sandbox.run(textwrap.dedent(code), files)
 

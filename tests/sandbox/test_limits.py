@@ -80,11 +80,11 @@ def sleeping(word: str) -> str:
         pytest.param(TOO_MANY_FILES, "disk", id="files"),
     ],
 )
-async def test_it_is_ended(hasty: Sandbox, code: str, ended: str) -> None:
+async def test_it_is_ended(hasty: Sandbox, small: Sandbox, code: str, ended: str) -> None:
     begun = time.monotonic()
-    done = await run(hasty, code)
+    done = await run(hasty if ended == "time" else small, code)
     assert (done.ended, done.exit_code) == (ended, 137)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 15
     assert done.notes[0].startswith("ended: it ")
     assert len(done.stdout) < 70_000 > len(done.stderr)
     assert len(done.files) <= MAX_FILES
@@ -94,10 +94,10 @@ def test_cpu_time_counts_over_all_processes(sandbox: Sandbox) -> None:
     (place,) = check(256 << 20, 1).places
     code = "import os\nfor _ in range(2): os.fork()\nwhile True: pass"
     begun = time.monotonic()
-    limits = Limits(timeout_s=30, cpu_s=1, memory_bytes=256 << 20)
+    limits = Limits(timeout_s=60, cpu_s=1, memory_bytes=256 << 20)
     done = Run(place, limits)(code, {}, {})
     assert done.ended == "time"
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 50
     one_after_the_other = """
 import os
 for _ in range(40):
@@ -109,9 +109,9 @@ for _ in range(40):
     assert Run(place, limits)(one_after_the_other, {}, {}).ended == "time"
 
 
-async def test_memory_of_one_process_is_an_error_that_code_can_handle(hasty: Sandbox) -> None:
+async def test_memory_of_one_process_is_an_error_that_code_can_handle(small: Sandbox) -> None:
     done = await run(
-        hasty,
+        small,
         """
         kept = []
         try:
@@ -130,10 +130,10 @@ async def test_memory_of_one_process_is_an_error_that_code_can_handle(hasty: San
     assert "line 10" in done.stderr
 
 
-async def test_a_full_disk_is_an_error_and_is_empty_for_the_next(hasty: Sandbox) -> None:
+async def test_a_full_disk_is_an_error_and_is_empty_for_the_next(small: Sandbox) -> None:
     for _ in range(3):
         done = await run(
-            hasty,
+            small,
             """
             written = 0
             for number in range(100):
@@ -145,15 +145,15 @@ async def test_a_full_disk_is_an_error_and_is_empty_for_the_next(hasty: Sandbox)
         assert (done.ended, done.exit_code, done.files) == ("exited", 1, ())
 
 
-async def test_files_count_as_memory(hasty: Sandbox) -> None:
+async def test_files_count_as_memory(small: Sandbox) -> None:
     taken = "kept = b'x' * (190 << 20)\n"
-    assert (await run(hasty, taken + "import time\ntime.sleep(0.3)")).ended == "exited"
+    assert (await run(small, taken + "import time\ntime.sleep(0.3)")).ended == "exited"
     fill = "file = open('/tmp/full', 'wb')\nfor _ in range(60): file.write(kept[: 1 << 20])\nwhile True: pass"
-    assert (await run(hasty, taken + fill)).ended == "memory"
+    assert (await run(small, taken + fill)).ended == "memory"
 
 
-async def test_a_file_has_an_end(hasty: Sandbox) -> None:
-    done = await run(hasty, "with open('x', 'wb') as file:\n  file.seek(1 << 30)\n  file.write(b'x')")
+async def test_a_file_has_an_end(small: Sandbox) -> None:
+    done = await run(small, "with open('x', 'wb') as file:\n  file.seek(1 << 30)\n  file.write(b'x')")
     assert "File too large" in done.stderr
 
 
@@ -201,7 +201,7 @@ asyncio.run(Sandbox(Settings()).run(code))
 
 
 @pytest.mark.parametrize("code", [FORK_BOMB, MEMORY_OF_MANY, "while True: print('x' * 1000)"])
-async def test_others_go_on(hasty: Sandbox, sandbox: Sandbox, code: str) -> None:
+async def test_others_go_on(small: Sandbox, sandbox: Sandbox, code: str) -> None:
     """The event loop and another run, while one takes all it can get."""
     delays: list[float] = []
 
@@ -212,7 +212,7 @@ async def test_others_go_on(hasty: Sandbox, sandbox: Sandbox, code: str) -> None
             delays.append(time.monotonic() - begun)
 
     ticking = asyncio.create_task(tick())
-    _, other = await asyncio.gather(run(hasty, code), run(sandbox, "print(sum(range(100_000)))"))
+    _, other = await asyncio.gather(run(small, code), run(sandbox, "print(sum(range(100_000)))"))
     ticking.cancel()
     assert other.stdout == "4999950000\n"
-    assert max(delays) < 1.0
+    assert max(delays) < 2.0
