@@ -78,7 +78,8 @@ class Shields:
         if not messages:
             raise BadRequest("messages is empty: give the shield at least one message to read")
         provider = self._provider(shield)
-        merged = parse_params(provider.params, (shield.params or {}) | params)
+        given = {key: value for key, value in params.items() if value is not None}
+        merged = parse_params(provider.params, (shield.params or {}) | given)
         found = await provider.run(Call(shield, merged, messages, provider_data or {}))
         if found is None:
             return None

@@ -74,8 +74,12 @@ async def test_a_registration_goes_before_what_is_built_in(client: httpx.AsyncCl
     assert len((await client.get("/v1/shields")).json()["data"]) == 2
     answer = (await run(client, "pii", "a@example.org 8.8.8.8")).json()["violation"]
     assert (answer["violation_level"], answer["metadata"]["entities"]) == ("warn", {"email": 1})
-    once = (await run(client, "pii", "a@example.org", level="info", entities=None)).json()["violation"]
-    assert once["violation_level"] == "info"
+    once = (await run(client, "pii", "a@example.org 8.8.8.8", level="info", entities=None)).json()[
+        "violation"
+    ]
+    assert (once["violation_level"], once["metadata"]["entities"]) == ("info", {"email": 1})
+    again = (await run(client, "pii", "a@example.org 8.8.8.8")).json()["violation"]
+    assert again == answer
     conflict = await register(client, **mine | {"params": None})
     assert (conflict.status_code, conflict.json()["title"]) == (400, "Already Registered")
 
