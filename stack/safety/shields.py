@@ -78,7 +78,7 @@ class Shields:
         if not messages:
             raise BadRequest("messages is empty: give the shield at least one message to read")
         provider = self._provider(shield)
-        given = {key: value for key, value in params.items() if value is not None}
+        given: JsonObject = {key: value for key, value in params.items() if value is not None}
         merged = parse_params(provider.params, (shield.params or {}) | given)
         found = await provider.run(Call(shield, merged, messages, provider_data or {}))
         if found is None:

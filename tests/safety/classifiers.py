@@ -55,7 +55,10 @@ def make_classifier(folder: Path, kind: str = "deberta", labels: tuple[str, ...]
         model = BertForSequenceClassification(BertConfig(**SIZES, **names))
     else:
         model = LlamaForSequenceClassification(LlamaConfig(**SIZES | {"pad_token_id": None}, **names))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only waits for others
     _train(model, tokenizer, len(labels))
+    torch.set_num_threads(threads)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

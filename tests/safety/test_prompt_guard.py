@@ -94,7 +94,7 @@ async def test_params(guard: Served) -> None:
 async def test_the_end_of_a_long_text_counts(guard: Served) -> None:
     assert await run(guard, UserMessage(content="weather " * 2000)) is None
     assert await run(guard, UserMessage(content="weather " * 2000 + JAILBREAK)) is not None
-    with pytest.raises(BadRequest, match="more than 65,536 tokens"):
+    with pytest.raises(BadRequest, match="more than 16,384 tokens"):
         await run(guard, UserMessage(content="weather " * 100_000))
 
 
