@@ -120,6 +120,10 @@ async def test_the_name_tells_the_provider(
             {"shield_id": "pii", "params": {"kinds": []}},
             "there is no such parameter; there are entities, level",
         ),
+        (
+            {"shield_id": "regex", "params": {"patterns": [{"pattern": "("}]}},
+            "is not a pattern of RE2 (missing )",
+        ),
         ({"shield_id": "llama-guard"}, "there is no model 'llama-guard'"),
         ({"shield_id": "llama-guard", "provider_shield_id": "org/embedder"}, "is an embedding model"),
         (

@@ -16,7 +16,7 @@ from stack.engine.open import open_model
 from stack.engine.text.prompt_tokens import PromptTokens
 from stack.errors import BadRequest, ContextTooLong, NotReady, Overloaded, UpstreamError
 from stack.models.args import ModelArgs
-from stack.safety.guard_prompt import llama_3_prompt, prompt_text, turns_of
+from stack.safety.guard_prompt import NoVerdict, llama_3_prompt, prompt_text, turns_of, violated
 from stack.safety.llama_guard import USER_MESSAGE
 from stack.schemas.content import ImageContentItem, ImageSource, TextContentItem, ToolCall
 from stack.schemas.inference import ChatCompletionRequest, CompletionRequest, CompletionResponseStreamChunk
@@ -98,36 +98,48 @@ async def llama(served: Served) -> Guard:
 
 
 @pytest.mark.parametrize("answer", ["safe", "\n\nsafe", "Safe\n"])
-async def test_safe(answer: str, served: Served, chatting: Guard) -> None:
-    chatting.says(answer)
-    assert await run(served, *TALK) is None
+def test_safe(answer: str) -> None:
+    assert violated(answer, []) is None
 
 
 @pytest.mark.parametrize(
-    ("answer", "codes", "names"),
+    ("answer", "codes"),
     [
-        ("unsafe\nS1", "S1", ["Violent Crimes"]),
-        ("\n\nunsafe\nS1,S3", "S1,S3", ["Violent Crimes", "Sex Crimes"]),
-        ("unsafe\n S14, S2,S14 \n", "S14,S2", ["Code Interpreter Abuse", "Non-Violent Crimes"]),
-        ("unsafe\nO3", "O3", []),
-        ("unsafe", "unsafe", []),
-        ("UNSAFE\nwhatever", "unsafe", []),
+        ("unsafe\nS1", ["S1"]),
+        ("\n\nunsafe\nS1,S3", ["S1", "S3"]),
+        ("unsafe\n S14, S2,S14 \n", ["S14", "S2"]),
+        ("unsafe\nO3", ["O3"]),
+        ("unsafe", []),
+        ("UNSAFE\nwhatever", []),
     ],
 )
-async def test_unsafe(answer: str, codes: str, names: list[str], served: Served, chatting: Guard) -> None:
-    chatting.says(answer)
-    violation = await run(served, *TALK)
-    assert violation == SafetyViolation(
-        violation_level="error",
-        user_message=USER_MESSAGE,
-        metadata={"violation_type": codes, "categories": names, "shield_id": "llama-guard"},
-    )
+def test_unsafe(answer: str, codes: list[str]) -> None:
+    assert violated(answer, []) == codes
+    assert violated(answer, ["S7"]) == codes
 
 
 @pytest.mark.parametrize("answer", ["", "I think it is safe.", "safe\nS1", "unsafe S1", "Sure! Here is how"])
-async def test_anything_else_is_an_error(answer: str, served: Served, chatting: Guard) -> None:
-    chatting.says(answer)
-    with pytest.raises(UpstreamError, match="gave no verdict"):
+def test_anything_else_is_no_verdict(answer: str) -> None:
+    with pytest.raises(NoVerdict):
+        violated(answer, [])
+
+
+async def test_verdicts(served: Served, chatting: Guard) -> None:
+    chatting.says("safe")
+    assert await run(served, *TALK) is None
+    for answer, codes, names in (
+        ("unsafe\nS1,S3", "S1,S3", ["Violent Crimes", "Sex Crimes"]),
+        ("unsafe\nO3", "O3", []),
+        ("unsafe", "unsafe", []),
+    ):
+        chatting.says(answer)
+        assert await run(served, *TALK) == SafetyViolation(
+            violation_level="error",
+            user_message=USER_MESSAGE,
+            metadata={"violation_type": codes, "categories": [*names], "shield_id": "llama-guard"},
+        )
+    chatting.says("Sure! Here is how")
+    with pytest.raises(UpstreamError, match="gave no verdict but 'Sure! Here is how'"):
         await run(served, *TALK)
 
 
