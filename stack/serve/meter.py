@@ -38,6 +38,6 @@ class ServeMeter:
         if name not in self._metrics:
             _, description = _ALL.get(name, ("", name))
             metric = kind(f"stack_{name}", description=description, tag_keys=tuple(self._labels), **options)
-            metric.set_default_tags(self._labels)
+            metric.set_default_tags(dict(self._labels))  # which Serve adds to
             self._metrics[name] = metric
         return self._metrics[name]
