@@ -34,8 +34,8 @@ agent = Agent(
     model="smollm2-135m",
     instructions="You write short Python programs.",
     tools=["builtin::code_interpreter"],
-    tool_config={"tool_choice": "required"},
-    sampling_params={"strategy": {"type": "greedy"}, "max_tokens": 120},
+    tool_config={"tool_choice": "required", "tool_prompt_format": "function_tag"},
+    sampling_params={"strategy": {"type": "greedy"}, "max_tokens": 60},
     max_infer_iters=2,
 )
 session_id = agent.create_session("code")

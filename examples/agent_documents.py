@@ -36,7 +36,8 @@ agent = Agent(
     model="smollm2-135m",
     instructions="Answer in one sentence, from what knowledge_search finds.",
     tools=[{"name": "builtin::rag/knowledge_search", "args": {"vector_db_ids": [database]}}],
-    tool_config={"tool_choice": "required"},  # until it has searched once
+    # It must search once. Small models write this form best; without the field, the model's own form is used.
+    tool_config={"tool_choice": "required", "tool_prompt_format": "function_tag"},
     sampling_params={"strategy": {"type": "greedy"}, "max_tokens": 80},
     max_infer_iters=3,
 )

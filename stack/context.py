@@ -22,7 +22,7 @@ from stack.files.files import Files
 from stack.files.uploads import Uploads
 from stack.models.serving import Serving
 from stack.rag.rag import Rag, open_rag
-from stack.safety.shields import Shields
+from stack.safety.shields import Shields, open_shields
 from stack.sandbox.sandbox import Sandbox
 from stack.schemas.models import Model
 from stack.settings import Settings, get_settings
@@ -85,8 +85,8 @@ async def open_stack(
         files = Files(database, blobs)
         vector_dbs = VectorDatabases(database, lance, statuses)
         vectors = VectorStore(database, lance, serving)
-        shields = Shields(settings, database, serving)
         async with (
+            open_shields(settings, database, serving) as shields,
             open_rag(settings, files, vector_dbs, vectors, serving) as rag,
             open_tools(settings, database, rag, Sandbox(settings)) as tools,
             open_agents(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from stack.errors import BadRequest, NotFound
@@ -107,3 +109,12 @@ def _provider_named(request: RegisterShieldRequest) -> str:
 
 def _unknown_provider(problem: str) -> BadRequest:
     return BadRequest(f"{problem}; providers are {', '.join(PROVIDERS)}")
+
+
+@asynccontextmanager
+async def open_shields(settings: Settings, database: Database, serving: Serving) -> AsyncGenerator[Shields]:
+    shields = Shields(settings, database, serving)
+    try:
+        yield shields
+    finally:
+        await asyncio.to_thread(shields.close)

@@ -6,7 +6,7 @@ It therefore shares no memory with the script's process, whose forks would hold 
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # C, without stubs
 import os
 import sys
 from array import array
