@@ -130,8 +130,7 @@ class Agents:
     async def session(self, agent_id: str, session_id: str) -> tuple[Session, AgentConfig]:
         """A session without its turns, and its agent's configuration. Raises NotFound."""
         ids = {"session_id": session_id, "agent_id": agent_id}
-        async with self._database.read() as connection:
-            row = (await connection.execute(_SESSION, ids)).one_or_none()
+        row = await self._database.query(lambda connection: connection.execute(_SESSION, ids).one_or_none())
         if row is None:
             await self.get(agent_id)
             raise NotFound("session", session_id)

@@ -14,8 +14,20 @@ from typing import Any, Literal, cast
 from uuid import uuid4
 
 from pydantic import TypeAdapter
-from sqlalchemy import Integer, Row, Select, String, Text, and_, bindparam, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    Connection,
+    Integer,
+    Row,
+    Select,
+    String,
+    Text,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    select,
+    update,
+)
 
 from stack.errors import BadRequest, NotFound, Overloaded
 from stack.schemas.agents import (
@@ -132,6 +144,21 @@ class Record:
         )
 
 
+def new_record(session_id: str, request: TurnRequest, owner: str) -> Record:
+    """A turn of `owner` that is not yet written."""
+    return Record(
+        turn_id=str(uuid4()),
+        session_id=session_id,
+        number=0,
+        status="queued",
+        owner=owner,
+        request=request,
+        output=None,
+        started_at=datetime.now(UTC),
+        completed_at=None,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Ahead:
     """An earlier turn of the session that is not finished."""
@@ -153,65 +180,63 @@ def stopped(reason: str) -> Output:
 
 class Records:
     def __init__(self, database: Database, owner: str) -> None:
-        self._database, self._owner = database, owner
+        self._database, self.owner = database, owner
 
     # How a turn begins.
 
-    async def add(self, session_id: str, request: TurnRequest) -> Record:
-        """A new turn, running if none of the session's is unfinished, else queued. Raises NotFound."""
-        record = Record(
-            turn_id=str(uuid4()),
-            session_id=session_id,
-            number=0,
-            status="queued",
-            owner=self._owner,
-            request=request,
-            output=None,
-            started_at=datetime.now(UTC),
-            completed_at=None,
-        )
-        async with self._database.write() as connection:
-            record.number = await _count_turn(connection, session_id)
-            open_turns = (await connection.execute(_OPEN, {"session_id": session_id})).all()
+    async def add(self, record: Record) -> None:
+        """Begin a turn: running if none of the session's is unfinished, else queued. Raises NotFound."""
+
+        def work(connection: Connection) -> None:
+            record.number = _count_turn(connection, record.session_id)
+            open_turns = connection.execute(_OPEN, {"session_id": record.session_id}).all()
             waiting = sum(row.status in UNFINISHED for row in open_turns)
             if waiting > MAX_WAITING:
                 raise Overloaded(f"the session has {waiting} turns waiting; send one after the other")
             if not waiting:
                 record.status = "running"
                 if open_turns:
-                    await _replace_awaiting(connection, session_id)
-            await connection.execute(_ADD, _row(record))
-        return record
+                    _replace_awaiting(connection, record.session_id)
+            connection.execute(_ADD, _row(record))
+
+        await self._database.transact(work)
 
     async def ahead(self, record: Record) -> list[Ahead]:
         """The session's earlier turns that are not finished."""
-        async with self._database.read() as connection:
-            return await _ahead(connection, record)
+        return await self._database.query(lambda connection: _ahead(connection, record))
 
     async def try_start(self, record: Record) -> list[Ahead]:
         """Let a queued turn run if it is the first of its session; else, who is ahead of it."""
-        async with self._database.write() as connection:
-            await _lock_session(connection, record.session_id)
-            ahead = await _ahead(connection, record)
+
+        def work(connection: Connection) -> list[Ahead]:
+            _lock_session(connection, record.session_id)
+            ahead = _ahead(connection, record)
             if not ahead:
-                await _replace_awaiting(connection, record.session_id)
-                await self._change(connection, record.turn_id, "queued", status="running")
-                record.status = "running"
+                _replace_awaiting(connection, record.session_id)
+                _start(connection, record)
             return ahead
+
+        ahead = await self._database.transact(work)
+        if not ahead:
+            record.status = "running"
+        return ahead
 
     async def take_up(self, record: Record) -> None:
         """Go on with a turn as it was read. Raises BadRequest if somebody else did, or it is not the last."""
         turn = agent_turns.c.turn_id == record.turn_id
-        async with self._database.write() as connection:
-            if await _lock_session(connection, record.session_id) != record.number:
+        values = {"status": "running", "owner": self.owner, "output": None, "completed_at": None}
+        query = update(agent_turns).where(turn, agent_turns.c.status == record.status).values(values)
+
+        def work(connection: Connection) -> None:
+            if _lock_session(connection, record.session_id) != record.number:
                 raise BadRequest(
                     f"turn {record.turn_id!r} cannot be resumed: a later turn of its session began"
                 )
-            values = {"status": "running", "owner": self._owner, "output": None, "completed_at": None}
-            query = update(agent_turns).where(turn, agent_turns.c.status == record.status)
-            if (await connection.execute(query.values(values))).rowcount == 0:
+            if connection.execute(query).rowcount == 0:
                 raise BadRequest(f"turn {record.turn_id!r} was resumed or ended meanwhile")
-        record.status, record.owner, record.completed_at = "running", self._owner, None
+
+        await self._database.transact(work)
+        record.status, record.owner, record.completed_at = "running", self.owner, None
 
     # How it goes on, and ends.
 
@@ -222,19 +247,20 @@ class Records:
 
         Raises TurnGone when the turn is no longer this process's.
         """
-        completed_at = None
-        own = {"own_turn_id": record.turn_id, "own_owner": self._owner}
-        rows = [_step_row(number, step) for number, step in steps]
-        async with self._database.write() as connection:
+        own = {"own_turn_id": record.turn_id, "own_owner": self.owner}
+        rows = [_step_row(number, step) | own for number, step in steps]
+        completed_at = None if end is None or end[0] == "awaiting_input" else datetime.now(UTC)
+
+        def work(connection: Connection) -> None:
             for row in rows:
-                if (await connection.execute(_ADD_STEP, row | own)).rowcount != 1:
+                if connection.execute(_ADD_STEP, row).rowcount != 1:
                     raise TurnGone
             if end is not None:
-                status, output = end
-                completed_at = None if status == "awaiting_input" else datetime.now(UTC)
-                values = {"status": status, "output": output.model_dump_json(), "completed_at": completed_at}
-                if (await connection.execute(_END, values | own)).rowcount != 1:
+                values = {"status": end[0], "output": end[1].model_dump_json(), "completed_at": completed_at}
+                if connection.execute(_END, values | own).rowcount != 1:
                     raise TurnGone
+
+        await self._database.transact(work)
         if end is not None:
             (record.status, record.output), record.completed_at = end, completed_at
 
@@ -251,22 +277,23 @@ class Records:
             agent_turns.c.owner == owner,
             agent_turns.c.status.in_(UNFINISHED),
         )
-        async with self._database.write() as connection:
-            await connection.execute(query.values(values))
+        await self._database.transact(lambda connection: connection.execute(query.values(values)).rowcount)
 
-    async def drop(self, record: Record) -> None:
-        """Forget a turn that never ran."""
+    async def forget(self, turn_id: str) -> None:
+        """Of a turn of this process that never ran: nothing is left."""
         query = delete(agent_turns).where(
-            agent_turns.c.turn_id == record.turn_id, agent_turns.c.status == "queued"
+            agent_turns.c.turn_id == turn_id,
+            agent_turns.c.owner == self.owner,
+            agent_turns.c.status.in_(UNFINISHED),
         )
-        async with self._database.write() as connection:
-            await connection.execute(query)
+        await self._database.transact(lambda connection: connection.execute(query).rowcount)
 
     async def unfinished(self) -> list[Ahead]:
         """All turns that some process should be working on."""
         query = select(agent_turns.c.turn_id, agent_turns.c.owner).where(agent_turns.c.status.in_(UNFINISHED))
-        async with self._database.read() as connection:
-            return [Ahead(row.turn_id, row.owner) for row in await connection.execute(query)]
+        return await self._database.query(
+            lambda connection: [Ahead(row.turn_id, row.owner) for row in connection.execute(query)]
+        )
 
     # Reading.
 
@@ -294,61 +321,61 @@ class Records:
     async def _read(self, query: Select[Any]) -> list[Record]:
         turn_ids = query.with_only_columns(agent_turns.c.turn_id)
         steps = select(agent_steps.c.turn_id, agent_steps.c.body).where(agent_steps.c.turn_id.in_(turn_ids))
-        async with self._database.read() as connection:
-            records = {row.turn_id: _record(row) for row in await connection.execute(query)}
-            if records:
-                for row in await connection.execute(
-                    steps.order_by(agent_steps.c.turn_id, agent_steps.c.number)
-                ):
-                    if row.turn_id in records:  # not of a turn that began between the two statements
-                        records[row.turn_id].steps.append(_STEP.validate_json(row.body))
-        return list(records.values())
+        steps = steps.order_by(agent_steps.c.turn_id, agent_steps.c.number)
 
-    async def _change(
-        self, connection: AsyncConnection, turn_id: str, expected: Status, **values: Any
-    ) -> None:
-        query = update(agent_turns).where(
-            agent_turns.c.turn_id == turn_id,
-            agent_turns.c.owner == self._owner,
-            agent_turns.c.status == expected,
-        )
-        if (await connection.execute(query.values(values))).rowcount == 0:
-            raise TurnGone
+        def work(connection: Connection) -> list[Record]:
+            records = {row.turn_id: _record(row) for row in connection.execute(query)}
+            for row in connection.execute(steps) if records else ():
+                if row.turn_id in records:  # not of a turn that began between the two statements
+                    records[row.turn_id].steps.append(_STEP.validate_json(row.body))
+            return list(records.values())
+
+        return await self._database.query(work)
 
 
-async def _count_turn(connection: AsyncConnection, session_id: str) -> int:
+def _start(connection: Connection, record: Record) -> None:
+    query = update(agent_turns).where(
+        agent_turns.c.turn_id == record.turn_id,
+        agent_turns.c.owner == record.owner,
+        agent_turns.c.status == "queued",
+    )
+    if connection.execute(query.values(status="running")).rowcount == 0:
+        raise TurnGone
+
+
+def _count_turn(connection: Connection, session_id: str) -> int:
     """The number of a new turn. Until the transaction ends, no other turn of the session can begin."""
-    number: int | None = await connection.scalar(_COUNT, {"own_session_id": session_id})
+    number: int | None = connection.scalar(_COUNT, {"own_session_id": session_id})
     if number is None:
         raise NotFound("session", session_id)
     return number
 
 
-async def _lock_session(connection: AsyncConnection, session_id: str) -> int:
+def _lock_session(connection: Connection, session_id: str) -> int:
     """The number of the session's last turn, which stays so until the transaction ends."""
     query = select(agent_sessions.c.turns).where(agent_sessions.c.session_id == session_id)
-    number: int | None = await connection.scalar(query.with_for_update())
+    number: int | None = connection.scalar(query.with_for_update())
     if number is None:
         raise NotFound("session", session_id)
     return number
 
 
-async def _ahead(connection: AsyncConnection, record: Record) -> list[Ahead]:
+def _ahead(connection: Connection, record: Record) -> list[Ahead]:
     query = select(agent_turns.c.turn_id, agent_turns.c.owner).where(
         agent_turns.c.session_id == record.session_id,
         agent_turns.c.status.in_(UNFINISHED),
         agent_turns.c.number < record.number,
     )
-    return [Ahead(row.turn_id, row.owner) for row in await connection.execute(query)]
+    return [Ahead(row.turn_id, row.owner) for row in connection.execute(query)]
 
 
-async def _replace_awaiting(connection: AsyncConnection, session_id: str) -> None:
+def _replace_awaiting(connection: Connection, session_id: str) -> None:
     query = update(agent_turns).where(
         agent_turns.c.session_id == session_id, agent_turns.c.status == "awaiting_input"
     )
     output = stopped("a later turn began before its tool calls were answered").model_dump_json()
     values = {"status": "stopped", "output": output, "completed_at": datetime.now(UTC)}
-    await connection.execute(query.values(values))
+    connection.execute(query.values(values))
 
 
 def _row(record: Record) -> dict[str, Any]:

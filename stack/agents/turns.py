@@ -15,7 +15,7 @@ from stack.agents.documents import Documents
 from stack.agents.infer import Asker, Reads
 from stack.agents.prompt import Prompt, chars, turn_messages
 from stack.agents.react import react_call
-from stack.agents.records import UNFINISHED, Ahead, Record, Records, TurnRequest
+from stack.agents.records import UNFINISHED, Ahead, Record, Records, TurnRequest, new_record
 from stack.agents.run import Parts, Plan, Run
 from stack.agents.toolbox import SEARCH_GROUP, Toolbox
 from stack.errors import BadRequest, NotFound, Overloaded
@@ -81,10 +81,15 @@ class Turns:
         if placed.memory is None and toolbox.has_group(SEARCH_GROUP):
             placed.memory = await documents.memory_of(session_id)
         wanted = wanted.model_copy(update={"messages": placed.messages, "memory": placed.memory})
-        record = await self._records.add(session_id, wanted)
-        if record.status == "queued":
-            await self._wait(record)
-        return await self._begin(record, config, toolbox, asker, provider_data)
+        record = new_record(session_id, wanted, self._records.owner)
+        try:
+            await self._records.add(record)
+            if record.status == "queued":
+                await self._wait(record)
+            return await self._begin(record, config, toolbox, asker, provider_data)
+        except BaseException:  # the client left, too
+            await asyncio.shield(self._records.forget(record.turn_id))
+            raise
 
     async def resume(
         self,
@@ -113,11 +118,7 @@ class Turns:
         calls: Sequence[ToolCall] = (),
         responses: Sequence[ToolResponse] = (),
     ) -> Run:
-        try:
-            prompt = await self._prompt(record, config, asker)
-        except BaseException:
-            await asyncio.shield(self._records.stop(record.turn_id, record.owner, "it could not begin"))
-            raise
+        prompt = await self._prompt(record, config, asker)
         plan = Plan(
             config=config,
             tool_config=record.request.tool_config or tool_config_of(config),
@@ -179,24 +180,20 @@ class Turns:
 
     async def _wait(self, record: Record) -> None:
         deadline = time.monotonic() + self._wait_s
-        try:
-            while ahead := await self._records.ahead(record) or await self._records.try_start(record):
-                if await self._heal(ahead):
-                    continue
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise Overloaded(
-                        f"waited {self._wait_s:g} s for the session's earlier turn to end; try again, or "
-                        "stop that turn by closing its connection"
-                    )
-                own = [run.task for turn in ahead if (run := self._runs.get(turn.turn_id)) is not None]
-                if own:
-                    await asyncio.wait(own, timeout=min(left, 0.25))
-                else:
-                    await asyncio.sleep(min(left, 0.1))
-        except BaseException:
-            await asyncio.shield(self._records.drop(record))
-            raise
+        while ahead := await self._records.ahead(record) or await self._records.try_start(record):
+            if await self._heal(ahead):
+                continue
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Overloaded(
+                    f"waited {self._wait_s:g} s for the session's earlier turn to end; try again, or "
+                    "stop that turn by closing its connection"
+                )
+            own = [run.task for turn in ahead if (run := self._runs.get(turn.turn_id)) is not None]
+            if own:
+                await asyncio.wait(own, timeout=min(left, 0.25))
+            else:
+                await asyncio.sleep(min(left, 0.1))
 
     # Reading.
 

@@ -85,8 +85,7 @@ class ModelStatuses:
     async def find(self, identifier: str) -> tuple[Model, ModelStatus | None]:
         """A registered model with its status, in one query: every inference request asks. Raises NotFound."""
         key = {"identifier": checked_id("model", identifier)}
-        async with self._database.read() as connection:
-            row = (await connection.execute(_FIND, key)).one_or_none()
+        row = await self._database.query(lambda connection: connection.execute(_FIND, key).one_or_none())
         if row is None:
             raise NotFound("model", identifier)
         return self._pair(row)

@@ -38,8 +38,7 @@ class Groups:
         """The built-in ones, then the others in the order of their registration."""
         query = select(resources.c.body).where(resources.c.type == self._registry.kind)
         query = query.order_by(resources.c.created_at, resources.c.identifier)
-        async with self._database.read() as connection:
-            bodies = (await connection.scalars(query)).all()
+        bodies = await self._database.query(lambda connection: connection.scalars(query).all())
         rows = {group.identifier: group for group in map(ToolGroup.model_validate_json, bodies)}
         builtin = {
             identifier: rows.get(identifier) or self._default(identifier, provider_data)
