@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from stack.agents.records import Record
 from stack.schemas.agents import InferenceStep, Step, ToolExecutionStep
@@ -78,37 +79,53 @@ def _content_chars(content: InterleavedContent) -> int:
     return sum(len(item.text) if isinstance(item, TextContentItem) else 1000 for item in items)
 
 
+class Past(NamedTuple):
+    """An earlier turn: what was said, and about how long it is in characters."""
+
+    messages: list[Message]
+    size: int
+
+
+def past(record: Record) -> Past:
+    messages = turn_messages(record)
+    return Past(messages, chars(messages))
+
+
 class Prompt:
     """Grows with the turn's steps. `dropped` turns were left out so far."""
 
     def __init__(
-        self, instructions: str, earlier: Sequence[Record], own: Record, overhead: int = 0, unread: int = 0
+        self, instructions: str, earlier: Sequence[Past], own: Record, overhead: int = 0, unread: int = 0
     ) -> None:
         """`earlier` turns, the oldest first, after `unread` still older ones; `overhead`: characters of the
         tools' definitions."""
         self.dropped = unread
         self._system: list[Message] = [SystemMessage(content=instructions)] if instructions else []
-        self._earlier = [turn_messages(record) for record in earlier]
+        self._earlier = list(earlier)
         self._own, self._overhead = own, overhead
         self._share: int | None = None  # most characters of a tool's response
 
     def messages(self, note: str | None = None) -> list[Message]:
         """`note` is said to the model after all else."""
-        own = [*self._own.request.messages, *map(self._shortened, step_messages(self._own.steps))]
+        own = self._own_messages()
         if note is not None:
             own.append(UserMessage(content=note))
-        return [*self._system, *(message for turn in self._earlier for message in turn), *own]
+        return [*self._system, *(message for turn in self._earlier for message in turn.messages), *own]
 
     def size(self) -> int:
         """Characters, definitions of tools included."""
-        return chars(self.messages()) + self._overhead
+        past = sum(turn.size for turn in self._earlier)
+        return past + chars(self._system) + chars(self._own_messages()) + self._overhead
+
+    def _own_messages(self) -> list[Message]:
+        return [*self._own.request.messages, *map(self._shortened, step_messages(self._own.steps))]
 
     def fit(self, limit: int) -> bool:
         """Cut down to `limit` characters as far as the rule allows; whether anything was cut."""
         before = self.dropped, self._share
         excess = self.size() - limit
         while self._earlier and excess > 0:
-            excess -= chars(self._earlier.pop(0))
+            excess -= self._earlier.pop(0).size
             self.dropped += 1
         if excess > 0:
             responses = [

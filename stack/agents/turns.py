@@ -13,7 +13,7 @@ from typing import Any
 from stack.agents.agents import Agents, tool_config_of
 from stack.agents.documents import Documents
 from stack.agents.infer import Asker, Reads
-from stack.agents.prompt import Prompt, chars, turn_messages
+from stack.agents.prompt import Past, Prompt, past
 from stack.agents.react import react_call
 from stack.agents.records import UNFINISHED, Ahead, Record, Records, TurnRequest, new_record
 from stack.agents.run import Parts, Plan, Run
@@ -164,17 +164,18 @@ class Turns:
 
     async def _prompt(self, record: Record, config: AgentConfig, asker: Asker) -> Prompt:
         """With as many earlier turns as may fit. What failed, e.g. since it was too long, is left out."""
-        earlier: list[Record] = []
+        earlier: list[Past] = []
         room, next_number = asker.limit(), record.number
         while room > 0 and next_number > 1:
             page = await self._records.before(record.session_id, next_number, PAGE)
             if not page:
                 break
             next_number = page[-1].number
-            earlier += page
-            room -= sum(chars(turn_messages(turn)) for turn in page)
-        remembered = [turn for turn in reversed(earlier) if turn.status in ("completed", "stopped")]
-        return Prompt(config.instructions, remembered, record, asker.overhead, unread=max(0, next_number - 1))
+            remembered = [past(turn) for turn in page if turn.status in ("completed", "stopped")]
+            room -= sum(turn.size for turn in remembered)
+            earlier += remembered
+        unread = max(0, next_number - 1)
+        return Prompt(config.instructions, earlier[::-1], record, asker.overhead, unread)
 
     # A session's turns, one after the other.
 
