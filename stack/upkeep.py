@@ -57,6 +57,7 @@ async def open_upkeep(settings: Settings, meter: Callable[[str], Meter]) -> Asyn
         duties = [
             _Duty(5, Maintenance(database, lance, meter).step),
             _Duty(10, lambda: end_dead(Records(database, presence.owner), presence)),
+            _Duty(600, presence.sweep),
             _Duty(60, datasets.maintain),
             _Duty(3600, datasets.sweep),
             _Duty(3600, lambda: sweep(database, storage)),

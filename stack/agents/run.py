@@ -19,7 +19,7 @@ from stack.agents.infer import Asker, repair_note
 from stack.agents.metrics import REPAIRED_CALLS, REPEATED_CALLS, STEPS, STOPPED_TURNS, TURN_SECONDS, TURNS
 from stack.agents.prompt import Prompt
 from stack.agents.records import Output, Record, Records, Status, TurnGone, message, stopped
-from stack.agents.toolbox import CODE_GROUP, Called, Toolbox, call_key
+from stack.agents.toolbox import CODE_GROUP, Called, Toolbox, call_key, kept
 from stack.engine.base import Meter
 from stack.errors import StackError
 from stack.safety.shields import Shields
@@ -199,7 +199,7 @@ class Run:
 
     async def _finish(self, said: CompletionMessage, answered: Answered | None = None) -> None:
         """The end, in one transaction with the answer that led to it."""
-        end: End = ("completed", Output(message=said, attachments=self._attachments or None))
+        end: End = ("completed", Output(message=said, attachments=kept(self._attachments)))
         if answered is not None:
             await self._commit_answer(answered, end)
         else:
@@ -302,14 +302,14 @@ class Run:
             await self._run_tools(own, done)
         if theirs:
             waiting = answer.model_copy(update={"tool_calls": theirs, "stop_reason": "end_of_message"})
-            output = Output(message=waiting, attachments=self._attachments or None)
+            output = Output(message=waiting, attachments=kept(self._attachments))
             await self._commit([], ("awaiting_input", output))
             await self._emit(events.turn_awaits_input(self.record.turn()))
         return bool(theirs)
 
     async def _run_tools(self, calls: Sequence[ToolCall], done: Mapping[str, ToolResponse]) -> None:
         files: Mapping[str, bytes] = {}
-        if self._plan.toolbox.has_group(CODE_GROUP):
+        if any(self._plan.toolbox.is_in_group(call.tool_name, CODE_GROUP) for call in calls):
             files = await self._parts.files.read(self.record.session_id)
         first, self._number = self._number, self._number + len(calls)
         step_ids = [str(uuid4()) for _ in calls]
@@ -343,7 +343,8 @@ class Run:
             **self._step(started, step_id), tool_calls=[call], tool_responses=[called.response]
         )
         if called.files:
-            await self._parts.files.write(self.record.session_id, decoded(called.files))
+            files_written = await asyncio.to_thread(decoded, called.files)
+            await self._parts.files.write(self.record.session_id, files_written)
         await self._parts.records.commit(self.record, [(number, step)])
         self._parts.meter.count(STEPS)
         self._attachments += called.attachments

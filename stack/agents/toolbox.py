@@ -21,7 +21,8 @@ SEARCH_GROUP, CODE_GROUP = "builtin::rag", "builtin::code_interpreter"
 CALL_TIMEOUT_S = 120.0  # beyond a tool's own limits, which are shorter
 MAX_RESPONSE_CHARS = 100_000
 MAX_METADATA_CHARS = 64 << 10
-MAX_ATTACHMENTS = 16  # of one call
+MAX_ATTACHMENTS = 16  # of one call, and of a turn
+MAX_ATTACHMENT_CHARS = 16 << 20  # of a turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,9 @@ class Toolbox:
 
     def has_group(self, toolgroup_id: str) -> bool:
         return any(tool.group.identifier == toolgroup_id for tool in self._server.values())
+
+    def is_in_group(self, name: str, toolgroup_id: str) -> bool:
+        return (tool := self._server.get(name)) is not None and tool.group.identifier == toolgroup_id
 
     def is_client(self, name: str) -> bool:
         return name in self._client
@@ -99,6 +103,18 @@ class Toolbox:
         except ValueError:
             return _failed(call, "its arguments are not a JSON object")
         return _called(call, result)
+
+
+def kept(attachments: Sequence[Attachment]) -> list[Attachment] | None:
+    """A turn's last attachments, as many as it may have."""
+    found: list[Attachment] = []
+    size = 0
+    for attachment in reversed(attachments):
+        size += len(attachment.model_dump_json())
+        if len(found) == MAX_ATTACHMENTS or size > MAX_ATTACHMENT_CHARS:
+            break
+        found.insert(0, attachment)
+    return found or None
 
 
 def arguments(call: ToolCall) -> JsonObject:

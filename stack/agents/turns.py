@@ -168,9 +168,7 @@ class Turns:
         room, next_number = asker.limit(), record.number
         while room > 0 and next_number > 1:
             page = await self._records.before(record.session_id, next_number, PAGE)
-            if not page:
-                break
-            next_number = page[-1].number
+            next_number = page[-1].number if page else 1
             remembered = [past(turn) for turn in page if turn.status in ("completed", "stopped")]
             room -= sum(turn.size for turn in remembered)
             earlier += remembered

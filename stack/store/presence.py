@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from uuid import uuid4
 
 from stack.errors import StackError
@@ -25,6 +26,13 @@ class Presence:
 
     async def is_alive(self, owner: str) -> bool:
         return owner == self.owner or await self._database.is_locked(_lock(owner))
+
+    async def sweep(self) -> None:
+        """Remove what dead processes left, with SQLite a file each."""
+        file = Path(str(self._database.url.database))
+        if self._database.is_sqlite:
+            for lock in file.parent.glob(f"{file.name}.{_lock('*')}.lock"):
+                await self._database.is_locked(lock.name.removeprefix(f"{file.name}.").removesuffix(".lock"))
 
     async def hold(self, held: asyncio.Event) -> None:
         """Keep the lock. Postgres lets go of it when it loses the connection: then it is taken again."""

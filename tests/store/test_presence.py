@@ -37,7 +37,7 @@ asyncio.run(main())
 async def other(settings: Settings, database: Database) -> AsyncIterator[tuple[str, subprocess.Popen[str]]]:
     """Another process of the stack, and its name."""
     environment = os.environ | {"STACK_HOME": str(settings.home), "STACK_DATABASE_URL": settings.database}
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220  it is read in a thread
         [sys.executable, "-c", PROGRAM],
         env=environment,
         stdout=subprocess.PIPE,
@@ -80,6 +80,22 @@ async def test_nothing_is_left_behind(settings: Settings) -> None:
     async with open_database(settings) as database, open_presence(database) as own:
         owner = own.owner
     assert list(settings.home.glob(f"*{owner}*")) == []
+
+
+async def test_sweep_removes_what_the_dead_left(
+    settings: Settings, database: Database, other: tuple[str, subprocess.Popen[str]]
+) -> None:
+    owner, process = other
+    async with open_presence(database) as own:
+        await own.sweep()
+        assert await own.is_alive(owner)
+        process.kill()
+        process.wait()
+        await own.sweep()
+        assert list(settings.home.glob(f"*{owner}*")) == []
+        assert await own.is_alive(own.owner)
+        if database.is_sqlite:
+            assert len(list(settings.home.glob("*process-*"))) == 1
 
 
 async def test_lost_lock_is_taken_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
