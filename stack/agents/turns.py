@@ -74,8 +74,7 @@ class Turns:
         wanted = TurnRequest(
             messages=request.messages, toolgroups=request.toolgroups, tool_config=request.tool_config
         )
-        toolbox = await self._toolbox(config, wanted, provider_data)
-        asker = await self._asker(config, toolbox, provider_data, bool(request.stream))
+        toolbox, asker = await self._prepare(config, wanted, provider_data, bool(request.stream))
         documents = self._services.documents
         placed = await documents.place(session_id, request.messages, request.documents or [], toolbox)
         if placed.memory is None and toolbox.has_group(SEARCH_GROUP):
@@ -103,8 +102,7 @@ class Turns:
         _, config = await self._services.agents.session(agent_id, session_id)
         record = await self._healed(session_id, turn_id)
         calls = _awaited(record, request.tool_responses)
-        toolbox = await self._toolbox(config, record.request, provider_data)
-        asker = await self._asker(config, toolbox, provider_data, bool(request.stream))
+        toolbox, asker = await self._prepare(config, record.request, provider_data, bool(request.stream))
         await self._records.take_up(record)
         return await self._begin(record, config, toolbox, asker, provider_data, calls, request.tool_responses)
 
@@ -135,6 +133,26 @@ class Turns:
         run.task.add_done_callback(lambda _: self._runs.pop(record.turn_id, None))
         return run
 
+    async def _prepare(
+        self, config: AgentConfig, request: TurnRequest, provider_data: Mapping[str, Any], stream: bool
+    ) -> tuple[Toolbox, Asker]:
+        """What the turn works with, checked."""
+        toolbox, (model, context_length) = await asyncio.gather(
+            self._toolbox(config, request, provider_data),
+            self._services.serving.open(config.model, "llm", provider_data),
+        )
+        reads = self._reads.setdefault(config.model, Reads(None))
+        reads.context_length = context_length
+        asker = Asker(
+            model=model,
+            meter=self._services.parts.meter,
+            config=config,
+            tools=toolbox.definitions(),
+            reads=reads,
+            stream=stream and not config.output_shields,
+        )
+        return toolbox, asker
+
     async def _toolbox(
         self, config: AgentConfig, request: TurnRequest, provider_data: Mapping[str, Any]
     ) -> Toolbox:
@@ -146,21 +164,6 @@ class Turns:
         toolbox = Toolbox(self._services.tools, bound, config.client_tools or [])
         toolbox.check_choice(request.tool_config or tool_config_of(config))
         return toolbox
-
-    async def _asker(
-        self, config: AgentConfig, toolbox: Toolbox, provider_data: Mapping[str, Any], stream: bool
-    ) -> Asker:
-        model, length = await self._services.serving.open(config.model, "llm", provider_data)
-        reads = self._reads.setdefault(config.model, Reads(None))
-        reads.context_length = length
-        return Asker(
-            model=model,
-            meter=self._services.parts.meter,
-            config=config,
-            tools=toolbox.definitions(),
-            reads=reads,
-            stream=stream and not config.output_shields,
-        )
 
     async def _prompt(self, record: Record, config: AgentConfig, asker: Asker) -> Prompt:
         """With as many earlier turns as may fit. What failed, e.g. since it was too long, is left out."""
