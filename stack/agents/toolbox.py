@@ -174,7 +174,7 @@ def _called(call: ToolCall, result: ToolInvocationResult) -> Called:
     named = [
         Attachment(content=URL(uri=file.uri), mime_type=file.mime_type)
         for file in files
-        if not (images and file.mime_type.startswith("image/"))
+        if not (images and file.mime_type in ("image/png", "image/jpeg"))  # these are the images
     ]
     pictures = [Attachment(content=image, mime_type=_mime_type(image)) for image in images]
     return Called(response, [*pictures, *named][:MAX_ATTACHMENTS], files)
