@@ -10,7 +10,7 @@ from uuid import uuid4
 from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from stack.agents.documents import memory_id
+from stack.agents.documents import Documents
 from stack.engine.tool_config import merged
 from stack.errors import BadRequest, NotFound
 from stack.safety.shields import Shields
@@ -20,7 +20,6 @@ from stack.store.database import Database
 from stack.store.model_status import ModelStatuses
 from stack.store.tables import agent_sessions, agents
 from stack.tools.tools import Tools
-from stack.vector.databases import VectorDatabases
 
 MAX_NAME = 1000
 
@@ -39,10 +38,10 @@ class Agents:
         statuses: ModelStatuses,
         tools: Tools,
         shields: Shields,
-        vector_dbs: VectorDatabases,
+        documents: Documents,
     ) -> None:
         self._database, self._statuses = database, statuses
-        self._tools, self._shields, self._vector_dbs = tools, shields, vector_dbs
+        self._tools, self._shields, self._documents = tools, shields, documents
 
     async def create(self, config: AgentConfig, provider_data: Mapping[str, Any]) -> str:
         """The new agent's id. Raises BadRequest for a model, tool group or shield that is not there."""
@@ -81,7 +80,7 @@ class Agents:
 
     async def get(self, agent_id: str) -> Agent:
         """Raises NotFound."""
-        query = select(agents).where(agents.c.agent_id == agent_id)
+        query = select(agents).where(agents.c.agent_id == agent_id.replace("\0", ""))
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
@@ -91,15 +90,16 @@ class Agents:
     async def delete(self, agent_id: str) -> None:
         """With its sessions and turns. Raises NotFound."""
         await self.get(agent_id)
-        for session in await self.sessions(agent_id):
-            await self._forget_documents(session.session_id)
+        sessions = await self.sessions(agent_id)
         async with self._database.write() as connection:
             await connection.execute(delete(agents).where(agents.c.agent_id == agent_id))
+        for session in sessions:
+            await self._documents.forget(session.session_id)
 
     async def create_session(self, agent_id: str, name: str) -> str:
         """The new session's id. Raises NotFound."""
-        if len(name) > MAX_NAME:
-            raise BadRequest(f"session_name has {len(name)} characters; at most {MAX_NAME} are kept")
+        if len(name) > MAX_NAME or "\0" in name:
+            raise BadRequest(f"session_name has up to {MAX_NAME} characters, and no NUL")
         session_id = str(uuid4())
         row = {
             "session_id": session_id,
@@ -129,6 +129,8 @@ class Agents:
 
     async def session(self, agent_id: str, session_id: str) -> tuple[Session, AgentConfig]:
         """A session without its turns, and its agent's configuration. Raises NotFound."""
+        if "\0" in session_id:
+            raise NotFound("session", session_id)
         ids = {"session_id": session_id, "agent_id": agent_id}
         row = await self._database.query(lambda connection: connection.execute(_SESSION, ids).one_or_none())
         if row is None:
@@ -140,16 +142,9 @@ class Agents:
     async def delete_session(self, agent_id: str, session_id: str) -> None:
         """With its turns, files and documents. Raises NotFound."""
         await self.session(agent_id, session_id)
-        await self._forget_documents(session_id)
         async with self._database.write() as connection:
             await connection.execute(delete(agent_sessions).where(agent_sessions.c.session_id == session_id))
-
-    async def _forget_documents(self, session_id: str) -> None:
-        try:
-            await self._vector_dbs.get(memory_id(session_id))
-        except NotFound:
-            return
-        await self._vector_dbs.delete(memory_id(session_id))
+        await self._documents.forget(session_id)
 
 
 def tool_config_of(config: AgentConfig) -> ToolConfig | None:

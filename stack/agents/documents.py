@@ -4,6 +4,8 @@ when it runs code, else into the message itself.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import mimetypes
 import posixpath
 from collections.abc import Sequence
@@ -87,6 +89,12 @@ class Documents:
         except NotFound:
             return None
 
+    async def forget(self, session_id: str) -> None:
+        """Of a session that is deleted."""
+        if await self.memory_of(session_id) is not None:
+            with contextlib.suppress(NotFound):  # somebody else did
+                await self._vector_dbs.delete(memory_id(session_id))
+
     async def _index(self, session_id: str, documents: Sequence[RAGDocument]) -> str:
         vector_db_id = await self.memory_of(session_id)
         if vector_db_id is None:
@@ -94,7 +102,7 @@ class Documents:
             model = await self._embedding_model()
             request = RegisterVectorDbRequest(vector_db_id=vector_db_id, embedding_model=model)
             await self._vector_dbs.register(request)
-        await self._rag.ingest.insert(vector_db_id, documents, CHUNK_TOKENS)
+        await self._rag.ingest.insert(vector_db_id, list(map(_unmistakable, documents)), CHUNK_TOKENS)
         return vector_db_id
 
     async def _embedding_model(self) -> str:
@@ -176,10 +184,16 @@ def _named(documents: Sequence[Document]) -> list[RAGDocument]:
             metadata={},
         )
         name = _file_name(url_of(unnamed), document.mime_type, number)
-        if name in found:
+        while name in found:
             name = f"{number}-{name}"
         found[name] = unnamed.model_copy(update={"document_id": name})
     return list(found.values())
+
+
+def _unmistakable(document: RAGDocument) -> RAGDocument:
+    """With a name that other documents of the session do not have, however often turns count from one."""
+    digest = hashlib.sha256(document.model_dump_json().encode()).hexdigest()[:8]
+    return document.model_copy(update={"document_id": f"{digest}-{document.document_id}"})
 
 
 def _file_name(url: str | None, mime_type: str, number: int) -> str:

@@ -40,12 +40,13 @@ async def open_agents(
     """The turns that still run at the end are stopped, and say so."""
     async with open_presence(database) as presence:
         session_files = SessionFiles(database)
-        agents = Agents(database, statuses, tools, shields, vector_dbs)
+        documents = Documents(settings, files, rag, vector_dbs, statuses, session_files)
+        agents = Agents(database, statuses, tools, shields, documents)
         turns = Turns(
             Services(
                 agents=agents,
                 tools=tools,
-                documents=Documents(settings, files, rag, vector_dbs, statuses, session_files),
+                documents=documents,
                 serving=serving,
                 presence=presence,
                 parts=Parts(Records(database, presence.owner), shields, session_files, meter),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from stack.agents.records import Record
-from stack.schemas.agents import InferenceStep, Step, ToolExecutionStep
+from stack.schemas.agents import InferenceStep, ShieldCallStep, Step, ToolExecutionStep
 from stack.schemas.content import InterleavedContent, TextContentItem
 from stack.schemas.messages import CompletionMessage, Message, SystemMessage, ToolResponseMessage, UserMessage
 
@@ -21,11 +21,21 @@ SHORTENED = "\n… [shortened]"
 
 
 def turn_messages(record: Record) -> list[Message]:
-    """A turn as a conversation. Its last answer is there if the turn was completed."""
+    """A turn as a conversation; nothing of one whose input a shield refused. Its last answer is there if the
+    turn was completed."""
+    if _is_refused(record):
+        return []
     messages: list[Message] = [*record.request.messages, *step_messages(record.steps)]
     if record.status == "completed" and record.output is not None and record.output.message.content:
         messages.append(record.output.message.model_copy(update={"tool_calls": None}))
     return messages
+
+
+def _is_refused(record: Record) -> bool:
+    return any(
+        isinstance(step, ShieldCallStep) and step.violation and step.violation.violation_level == "error"
+        for step in record.steps
+    ) and not any(isinstance(step, InferenceStep) for step in record.steps)
 
 
 def step_messages(steps: Sequence[Step]) -> list[Message]:

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Integer,
     Row,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    func,
     insert,
     select,
     update,
@@ -129,6 +131,7 @@ class Record:
     started_at: datetime
     completed_at: datetime | None
     steps: list[Step] = field(default_factory=list)
+    replaces: bool = False  # one that awaits its client's tools may be closed when this one runs
 
     def turn(self) -> Turn:
         output = self.output or Output(message=message("", "end_of_message"))
@@ -194,9 +197,7 @@ class Records:
             if waiting > MAX_WAITING:
                 raise Overloaded(f"the session has {waiting} turns waiting; send one after the other")
             if not waiting:
-                record.status = "running"
-                if open_turns:
-                    _replace_awaiting(connection, record.session_id)
+                record.status, record.replaces = "running", bool(open_turns)
             connection.execute(_ADD, _row(record))
 
         await self._database.transact(work)
@@ -212,31 +213,65 @@ class Records:
             _lock_session(connection, record.session_id)
             ahead = _ahead(connection, record)
             if not ahead:
-                _replace_awaiting(connection, record.session_id)
                 _start(connection, record)
             return ahead
 
         ahead = await self._database.transact(work)
         if not ahead:
-            record.status = "running"
+            record.status, record.replaces = "running", True
         return ahead
+
+    async def settle(self, record: Record, request: TurnRequest) -> None:
+        """Before a turn runs: write what it was asked and where its documents are, and close one that still
+        awaits its client's tools. Raises TurnGone."""
+        row = agent_turns.c.turn_id == record.turn_id
+        query = update(agent_turns).where(row).values(request=request.model_dump_json())
+
+        def work(connection: Connection) -> None:
+            _lock_session(connection, record.session_id)
+            _replace_awaiting(connection, record.session_id)
+            if connection.execute(query).rowcount == 0:
+                raise TurnGone
+
+        if record.replaces or request != record.request:
+            await self._database.transact(work)
+            record.request = request
 
     async def take_up(self, record: Record) -> None:
         """Go on with a turn as it was read. Raises BadRequest if somebody else did, or it is not the last."""
         turn = agent_turns.c.turn_id == record.turn_id
+        in_session = agent_turns.c.session_id == record.session_id
+        later = select(agent_turns.c.turn_id).where(in_session, agent_turns.c.number > record.number).limit(1)
+        steps = select(func.count()).select_from(agent_steps).where(agent_steps.c.turn_id == record.turn_id)
         values = {"status": "running", "owner": self.owner, "output": None, "completed_at": None}
         query = update(agent_turns).where(turn, agent_turns.c.status == record.status).values(values)
 
         def work(connection: Connection) -> None:
-            if _lock_session(connection, record.session_id) != record.number:
+            _lock_session(connection, record.session_id)
+            if connection.scalar(later) is not None:
                 raise BadRequest(
                     f"turn {record.turn_id!r} cannot be resumed: a later turn of its session began"
                 )
-            if connection.execute(query).rowcount == 0:
+            # By its steps it is told apart from the same turn that waits for its next call.
+            if connection.scalar(steps) != len(record.steps) or connection.execute(query).rowcount == 0:
                 raise BadRequest(f"turn {record.turn_id!r} was resumed or ended meanwhile")
 
         await self._database.transact(work)
-        record.status, record.owner, record.completed_at = "running", self.owner, None
+
+    async def put_back(self, record: Record) -> None:
+        """Undo `take_up`."""
+        values = {
+            "status": record.status,
+            "owner": None,
+            "output": record.output.model_dump_json() if record.output else None,
+            "completed_at": record.completed_at,
+        }
+        query = update(agent_turns).where(
+            agent_turns.c.turn_id == record.turn_id,
+            agent_turns.c.owner == self.owner,
+            agent_turns.c.status == "running",
+        )
+        await self._database.transact(lambda connection: connection.execute(query.values(values)).rowcount)
 
     # How it goes on, and ends.
 
@@ -279,10 +314,10 @@ class Records:
         )
         await self._database.transact(lambda connection: connection.execute(query.values(values)).rowcount)
 
-    async def forget(self, turn_id: str) -> None:
-        """Of a turn of this process that never ran: nothing is left."""
+    async def forget(self, record: Record) -> None:
+        """Of a turn that never ran: nothing is left."""
         query = delete(agent_turns).where(
-            agent_turns.c.turn_id == turn_id,
+            agent_turns.c.turn_id == record.turn_id,
             agent_turns.c.owner == self.owner,
             agent_turns.c.status.in_(UNFINISHED),
         )
@@ -311,12 +346,17 @@ class Records:
             query = query.where(agent_turns.c.turn_id.in_(turn_ids))
         return await self._read(query.order_by(agent_turns.c.number))
 
-    async def before(self, session_id: str, number: int, limit: int) -> list[Record]:
-        """The last `limit` turns of the session before `number`, the newest first."""
-        query = select(agent_turns).where(
-            agent_turns.c.session_id == session_id, agent_turns.c.number < number
-        )
+    async def remembered(self, session_id: str, number: int, limit: int) -> list[Record]:
+        """The last `limit` turns before `number` that belong to the conversation, the newest first.
+
+        One that failed, e.g. since it was too long for the model, does not.
+        """
+        query = select(agent_turns).where(_remembered(session_id, number))
         return await self._read(query.order_by(agent_turns.c.number.desc()).limit(limit))
+
+    async def count_remembered(self, session_id: str, number: int) -> int:
+        query = select(func.count()).select_from(agent_turns).where(_remembered(session_id, number))
+        return await self._database.query(lambda connection: connection.scalar(query) or 0)
 
     async def _read(self, query: Select[Any]) -> list[Record]:
         turn_ids = query.with_only_columns(agent_turns.c.turn_id)
@@ -331,6 +371,14 @@ class Records:
             return list(records.values())
 
         return await self._database.query(work)
+
+
+def _remembered(session_id: str, number: int) -> ColumnElement[bool]:
+    return and_(
+        agent_turns.c.session_id == session_id,
+        agent_turns.c.number < number,
+        agent_turns.c.status.in_(("completed", "stopped")),
+    )
 
 
 def _start(connection: Connection, record: Record) -> None:
@@ -351,13 +399,11 @@ def _count_turn(connection: Connection, session_id: str) -> int:
     return number
 
 
-def _lock_session(connection: Connection, session_id: str) -> int:
-    """The number of the session's last turn, which stays so until the transaction ends."""
+def _lock_session(connection: Connection, session_id: str) -> None:
+    """Until the transaction ends, no turn of the session can begin or be resumed."""
     query = select(agent_sessions.c.turns).where(agent_sessions.c.session_id == session_id)
-    number: int | None = connection.scalar(query.with_for_update())
-    if number is None:
+    if connection.scalar(query.with_for_update()) is None:
         raise NotFound("session", session_id)
-    return number
 
 
 def _ahead(connection: Connection, record: Record) -> list[Ahead]:

@@ -42,6 +42,8 @@ T = TypeVar("T")
 End = tuple[Status, Output]
 
 MAX_EVENTS = 256  # that a slow client may be behind before the turn waits for it
+RETRIES_S = (0.0, 0.5, 2.0)  # before each attempt to write a turn's end
+MAX_STALL_S = 60.0  # that the turn waits for it
 REFUSAL = "I can't answer that."
 CLIENT_LEFT = "its client left"
 
@@ -96,7 +98,7 @@ class Run:
         self._error: Exception | None = None
         self._number = len(record.steps)  # of the next step
         self._attachments: list[Attachment] = []
-        self._left = self._interruptible = False
+        self._left = self._interruptible = self._begun = self._stopped = False
         self._reason = CLIENT_LEFT
         self._started = time.monotonic()
         self.task = asyncio.create_task(self._run())
@@ -131,13 +133,17 @@ class Run:
 
     def stop(self, reason: str) -> None:
         """Stop now, in the middle of a step."""
-        self._reason = reason
-        self.task.cancel()
+        self._reason, self._stopped = reason, True
+        if self._begun:  # a task that has not would never say that it ended
+            self.task.cancel()
 
     # The turn.
 
     async def _run(self) -> None:
+        self._begun = True
         try:
+            if self._stopped:
+                raise _Left
             await self._loop()
         except (_Left, asyncio.CancelledError):
             await self._end_early("stopped", self._reason)
@@ -156,13 +162,18 @@ class Run:
 
     async def _end_early(self, status: Status, reason: str) -> None:
         self._parts.meter.count(STOPPED_TURNS)
-        try:
-            await self._parts.records.commit(self.record, [], (status, stopped(reason)))
-        except TurnGone as gone:
-            self._error = self._error or gone
-        except StackError as error:  # the database: whoever meets the turn next ends it
-            log.warning("turn %s cannot be ended: %s", self.record.turn_id, error)
-            self._error = self._error or error
+        for wait_s in RETRIES_S:
+            await asyncio.sleep(wait_s)
+            try:
+                await self._parts.records.commit(self.record, [], (status, stopped(reason)))
+                return
+            except TurnGone as gone:
+                self._error = self._error or gone
+                return
+            except StackError as error:  # the database
+                problem = error
+        log.warning("turn %s is left to whoever meets it next: %s", self.record.turn_id, problem)
+        self._error = self._error or problem
 
     async def _loop(self) -> None:
         """To the end of the turn, or until its client must run tools."""
@@ -385,8 +396,13 @@ class Run:
         self._parts.meter.count(STEPS, len(steps))
 
     async def _emit(self, event: Chunk | None) -> None:
-        if not self._left:
-            await self._events.put(event)
+        if self._left:
+            return
+        try:
+            async with asyncio.timeout(MAX_STALL_S):
+                await self._events.put(event)
+        except TimeoutError:
+            self._left, self._reason = True, "its client does not read"
 
     @contextmanager
     def _interrupted(self) -> Generator[None]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from stack.errors import BadRequest
 from stack.schemas.agents import Attachment, ToolResponse
-from stack.schemas.common import URL, JsonObject
+from stack.schemas.common import URL, JsonObject, well_formed
 from stack.schemas.content import ImageContentItem, InterleavedContentItem, TextContentItem, ToolCall
 from stack.schemas.messages import ToolConfig, ToolDefinition, ToolParamDefinition
 from stack.schemas.tools import ToolDef, ToolInvocationResult
 from stack.tools.base import BoundTool, CallContext
 from stack.tools.tools import Tools
+
+log = logging.getLogger(__name__)
 
 SEARCH_GROUP, CODE_GROUP = "builtin::rag", "builtin::code_interpreter"
 CALL_TIMEOUT_S = 120.0  # beyond a tool's own limits, which are shorter
@@ -96,13 +99,17 @@ class Toolbox:
             args = with_memory(args, memory)
         context = CallContext(provider_data=provider_data, args=args, files=files)
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                result = await self._tools.call(tool, arguments(call), context)
-        except TimeoutError:
-            return _failed(call, f"it took longer than {CALL_TIMEOUT_S:g} s")
+            given = arguments(call)
         except ValueError:
             return _failed(call, "its arguments are not a JSON object")
-        return _called(call, result)
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S) as limit:
+                return _called(call, await self._tools.call(tool, given, context))
+        except Exception:  # a tool's edge: whatever it does, the turn goes on
+            if limit.expired():
+                return _failed(call, f"it took longer than {CALL_TIMEOUT_S:g} s")
+            log.exception("tool %s failed", call.tool_name)
+            return _failed(call, "the tool failed")
 
 
 def kept(attachments: Sequence[Attachment]) -> list[Attachment] | None:
@@ -119,22 +126,22 @@ def kept(attachments: Sequence[Attachment]) -> list[Attachment] | None:
 
 def arguments(call: ToolCall) -> JsonObject:
     """Of a call, however it carries them. Raises ValueError."""
-    if call.arguments_json:
-        found = json.loads(call.arguments_json)
-    else:
-        found = json.loads(call.arguments) if isinstance(call.arguments, str) else call.arguments
+    written = call.arguments_json or call.arguments
+    try:
+        found: Any = json.loads(written) if isinstance(written, str) else written
+    except RecursionError as error:
+        raise ValueError("they are nested too deep") from error
     if not isinstance(found, dict):
         raise ValueError("arguments are an object")
-    return found
+    return dict(found)
 
 
 def call_key(call: ToolCall) -> str:
     """The same for calls of the same tool with the same arguments."""
     try:
-        found: Any = arguments(call)
-    except ValueError:
-        found = call.arguments
-    return json.dumps([call.tool_name, found], sort_keys=True)
+        return json.dumps([call.tool_name, arguments(call)], sort_keys=True)
+    except (ValueError, RecursionError):
+        return f"{call.tool_name} {call.arguments_json or call.arguments}"
 
 
 def with_memory(args: JsonObject, memory: str) -> JsonObject:
@@ -160,7 +167,7 @@ def _failed(call: ToolCall, why: str) -> Called:
 
 
 def _called(call: ToolCall, result: ToolInvocationResult) -> Called:
-    metadata = dict(result.metadata or {})
+    metadata = dict(well_formed(result.metadata or {}))
     files = list(_files(metadata.pop("attachments", None)))
     text, images = _text_and_images(result)
     if result.error_message is not None:
@@ -169,7 +176,10 @@ def _called(call: ToolCall, result: ToolInvocationResult) -> Called:
     if len(json.dumps(metadata)) > MAX_METADATA_CHARS:
         metadata = {"note": "the tool's metadata was too large to keep"}
     response = ToolResponse(
-        call_id=call.call_id, tool_name=call.tool_name, content=_bounded(text), metadata=metadata or None
+        call_id=call.call_id,
+        tool_name=call.tool_name,
+        content=_bounded(well_formed(text)),
+        metadata=metadata or None,
     )
     named = [
         Attachment(content=URL(uri=file.uri), mime_type=file.mime_type)

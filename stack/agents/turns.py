@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from stack.schemas.agents import (
     AgentConfig,
     AgentTool,
     CreateAgentTurnRequest,
+    Document,
     ResumeAgentTurnRequest,
     Session,
     Step,
@@ -36,6 +38,7 @@ from stack.tools.tools import Tools
 
 PAGE = 16  # earlier turns that are read at a time
 PROCESS_DIED = "the process that ran it ended"
+PROCESS_LOST = "the database could not be written"
 SERVER_STOPPED = "the server was stopped"
 
 
@@ -56,6 +59,7 @@ class Turns:
         self._records = services.parts.records
         self._reads: dict[str, Reads] = {}
         self._runs: dict[str, Run] = {}
+        self._live: set[str] = set()  # the turns that this process works on, or has waiting
 
     async def create(
         self,
@@ -74,21 +78,15 @@ class Turns:
         wanted = TurnRequest(
             messages=request.messages, toolgroups=request.toolgroups, tool_config=request.tool_config
         )
-        toolbox, asker = await self._prepare(config, wanted, provider_data, bool(request.stream))
-        documents = self._services.documents
-        placed = await documents.place(session_id, request.messages, request.documents or [], toolbox)
-        if placed.memory is None and toolbox.has_group(SEARCH_GROUP):
-            placed.memory = await documents.memory_of(session_id)
-        wanted = wanted.model_copy(update={"messages": placed.messages, "memory": placed.memory})
         record = new_record(session_id, wanted, self._records.owner)
-        try:
+        async with self._claimed(record, self._records.forget):
             await self._records.add(record)
+            toolbox, asker = await self._prepare(config, wanted, provider_data, bool(request.stream))
             if record.status == "queued":
                 await self._wait(record)
+            wanted = await self._place(agent_id, record, request.documents or [], toolbox)
+            await self._records.settle(record, wanted)
             return await self._begin(record, config, toolbox, asker, provider_data)
-        except BaseException:  # the client left, too
-            await asyncio.shield(self._records.forget(record.turn_id))
-            raise
 
     async def resume(
         self,
@@ -103,8 +101,40 @@ class Turns:
         record = await self._healed(session_id, turn_id)
         calls = _awaited(record, request.tool_responses)
         toolbox, asker = await self._prepare(config, record.request, provider_data, bool(request.stream))
-        await self._records.take_up(record)
-        return await self._begin(record, config, toolbox, asker, provider_data, calls, request.tool_responses)
+        async with self._claimed(record, self._records.put_back):
+            await self._records.take_up(record)
+            return await self._begin(
+                record, config, toolbox, asker, provider_data, calls, request.tool_responses
+            )
+
+    @asynccontextmanager
+    async def _claimed(
+        self, record: Record, undo: Callable[[Record], Awaitable[None]]
+    ) -> AsyncGenerator[None]:
+        """Within it the turn is this process's; then its run's, or when it could not begin, nobody's."""
+        self._live.add(record.turn_id)
+        try:
+            yield
+        except BaseException:  # the client left, too
+            self._live.discard(record.turn_id)
+            await asyncio.shield(undo(record))
+            raise
+
+    async def _place(
+        self, agent_id: str, record: Record, given: Sequence[Document], toolbox: Toolbox
+    ) -> TurnRequest:
+        """Put the documents where the agent can use them; the request with what tells of them."""
+        documents = self._services.documents
+        placed = await documents.place(record.session_id, record.request.messages, given, toolbox)
+        if placed.memory is not None:
+            try:  # else they would outlast a session that was deleted meanwhile
+                await self._services.agents.session(agent_id, record.session_id)
+            except NotFound:
+                await documents.forget(record.session_id)
+                raise
+        elif toolbox.has_group(SEARCH_GROUP):
+            placed.memory = await documents.memory_of(record.session_id)
+        return record.request.model_copy(update={"messages": placed.messages, "memory": placed.memory})
 
     async def _begin(
         self,
@@ -128,10 +158,15 @@ class Turns:
             calls=calls,
             responses=responses,
         )
+        record.status, record.owner, record.completed_at = "running", self._records.owner, None
         run = Run(self._services.parts, plan, record)
         self._runs[record.turn_id] = run
-        run.task.add_done_callback(lambda _: self._runs.pop(record.turn_id, None))
+        run.task.add_done_callback(lambda _: self._ended(record.turn_id))
         return run
+
+    def _ended(self, turn_id: str) -> None:
+        self._runs.pop(turn_id, None)
+        self._live.discard(turn_id)
 
     async def _prepare(
         self, config: AgentConfig, request: TurnRequest, provider_data: Mapping[str, Any], stream: bool
@@ -168,14 +203,16 @@ class Turns:
     async def _prompt(self, record: Record, config: AgentConfig, asker: Asker) -> Prompt:
         """With as many earlier turns as may fit. What failed, e.g. since it was too long, is left out."""
         earlier: list[Past] = []
-        room, next_number = asker.limit(), record.number
-        while room > 0 and next_number > 1:
-            page = await self._records.before(record.session_id, next_number, PAGE)
-            next_number = page[-1].number if page else 1
-            remembered = [past(turn) for turn in page if turn.status in ("completed", "stopped")]
-            room -= sum(turn.size for turn in remembered)
-            earlier += remembered
-        unread = max(0, next_number - 1)
+        room, number, unread = asker.limit(), record.number, 0
+        while number > 1:
+            if room <= 0:
+                unread = await self._records.count_remembered(record.session_id, number)
+                break
+            page = await self._records.remembered(record.session_id, number, PAGE)
+            turns = [past(turn) for turn in page]
+            earlier += turns
+            room -= sum(turn.size for turn in turns)
+            number = page[-1].number if len(page) == PAGE else 1
         return Prompt(config.instructions, earlier[::-1], record, asker.overhead, unread)
 
     # A session's turns, one after the other.
@@ -225,7 +262,11 @@ class Turns:
 
     async def _heal(self, turns: Sequence[Ahead]) -> bool:
         """End the turns whose process is dead; whether there were any."""
-        return await end_dead(self._services.parts.records, self._services.presence, turns)
+        own = self._records.owner
+        lost = [turn for turn in turns if turn.owner == own and turn.turn_id not in self._live]
+        for turn in lost:  # its end could not be written
+            await self._records.stop(turn.turn_id, own, PROCESS_LOST)
+        return await end_dead(self._records, self._services.presence, turns) or bool(lost)
 
     async def _healed(self, session_id: str, turn_id: str) -> Record:
         """A turn, ended if its process is dead."""

@@ -40,9 +40,9 @@ class AgentFile(AgentConfig):
                 kind = mimetypes.guess_type(name)[0] or ""
                 found.append({"content": {"uri": name}, "mime_type": kind})
                 continue
-            paths = sorted(path for path in folder.glob(name) if path.is_file())
+            paths = sorted(path for path in _matching(folder, name) if path.is_file())
             if not paths:
-                raise CliError(f"documents: there is no {name} beside the agent's file")
+                raise CliError(f"documents: there is no file {name!r}; paths begin at the agent's file")
             found += map(_attached, paths)
         return found
 
@@ -60,6 +60,15 @@ def read(path: Path) -> AgentFile:
         ]
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise CliError(f"{path} cannot be used:\n{listed}") from None
+
+
+def _matching(folder: Path, name: str) -> list[Path]:
+    if Path(name).is_absolute():
+        return [Path(name)]
+    try:
+        return list(folder.glob(name))
+    except ValueError as error:
+        raise CliError(f"documents: {name!r} is no pattern of files: {error}") from None
 
 
 def _attached(path: Path) -> dict[str, Any]:

@@ -29,6 +29,15 @@ DateTime = Annotated[datetime, AfterValidator(_assume_utc)]
 """RFC 3339, always with an offset; a time without one is taken as UTC."""
 
 
+def well_formed(value: Any) -> Any:
+    """JSON data with every half of a surrogate pair, which is no character, replaced."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {well_formed(key): well_formed(item) for key, item in value.items()}
+    return [well_formed(item) for item in value] if isinstance(value, list) else value
+
+
 def _check_identifier(identifier: str) -> str:
     if not identifier.strip() or not identifier.isprintable():
         raise ValueError("an identifier has at least one visible character and no control characters")

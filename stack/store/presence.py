@@ -45,19 +45,26 @@ class Presence:
                         await asyncio.sleep(CHECK_S)
                         if not await self._database.is_locked(name):
                             break
-            except StackError as error:
+            except (StackError, OSError) as error:
+                if not held.is_set():
+                    raise
                 log.warning("the lock that shows this process alive is lost, taking it again: %s", error)
                 await asyncio.sleep(1)
 
 
 @contextlib.asynccontextmanager
 async def open_presence(database: Database) -> AsyncGenerator[Presence]:
+    """Raises what keeps the lock from being taken at first."""
     presence, held = Presence(database), asyncio.Event()
     task = asyncio.create_task(presence.hold(held))
+    first = asyncio.create_task(held.wait())
     try:
-        await held.wait()
+        await asyncio.wait([first, task], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
         yield presence
     finally:
+        first.cancel()
         task.cancel()
         await asyncio.wait([task])
         await database.is_locked(_lock(presence.owner))  # removes the lock's file

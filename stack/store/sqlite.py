@@ -84,7 +84,7 @@ class SqliteThreads:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             left.set()
-            await asyncio.wait([future])  # milliseconds: what is read afterwards is settled
+            await asyncio.wait([future])  # what is read afterwards is settled
             if not future.cancelled():
                 future.exception()
             raise

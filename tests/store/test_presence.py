@@ -113,3 +113,13 @@ async def test_lost_lock_is_taken_again(database: Database, monkeypatch: pytest.
         await asyncio.sleep(0.3)
         assert await observer.is_alive(own.owner)
         assert await own.is_alive(observer.owner)
+
+
+async def test_lock_that_cannot_be_had_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(database, "lock", refuse)
+    with pytest.raises(OSError, match="no locks"):
+        async with open_presence(database):
+            pass

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 
 from stack.engine.tool_calls.formats import Tool, ToolFormat
+from stack.schemas.common import well_formed
 from stack.schemas.content import ContentDelta, TextDelta, ToolCall, ToolCallDelta
 
 
@@ -113,6 +114,7 @@ class CallScanner:
 
     def _parse(self, raw: str) -> ToolCall:
         name, arguments = self._format.parse(raw, self._tools)
+        arguments = well_formed(arguments)
         if all(name != tool.name for tool in self._tools):
             raise ValueError(f"no tool {name!r}")
         return ToolCall(
