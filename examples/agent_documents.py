@@ -11,8 +11,8 @@ from pathlib import Path
 
 from llama_stack_client import Agent, LlamaStackClient
 
-FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs")
-QUESTION = sys.argv[2] if len(sys.argv) > 2 else "How long does a turn of a busy session wait?"
+FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "handbook")
+QUESTION = sys.argv[2] if len(sys.argv) > 2 else "When may I bring my bicycle?"
 
 
 def document(path: Path) -> dict:

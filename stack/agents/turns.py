@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Turns:
         self._records = services.parts.records
         self._reads: dict[str, Reads] = {}
         self._runs: dict[str, Run] = {}
-        self._live: set[str] = set()  # the turns that this process works on, or has waiting
+        self._live: Counter[str] = Counter()  # the requests of this process that work on a turn, or wait
 
     async def create(
         self,
@@ -79,6 +80,7 @@ class Turns:
             messages=request.messages, toolgroups=request.toolgroups, tool_config=request.tool_config
         )
         record = new_record(session_id, wanted, self._records.owner)
+        self._live[record.turn_id] += 1
         async with self._claimed(record, self._records.forget):
             await self._records.add(record)
             toolbox, asker = await self._prepare(config, wanted, provider_data, bool(request.stream))
@@ -101,8 +103,13 @@ class Turns:
         record = await self._healed(session_id, turn_id)
         calls = _awaited(record, request.tool_responses)
         toolbox, asker = await self._prepare(config, record.request, provider_data, bool(request.stream))
-        async with self._claimed(record, self._records.put_back):
+        self._live[turn_id] += 1
+        try:
             await self._records.take_up(record)
+        except BaseException:  # then there is nothing to put back, or another request's
+            self._release(turn_id)
+            raise
+        async with self._claimed(record, self._records.put_back):
             return await self._begin(
                 record, config, toolbox, asker, provider_data, calls, request.tool_responses
             )
@@ -112,11 +119,10 @@ class Turns:
         self, record: Record, undo: Callable[[Record], Awaitable[None]]
     ) -> AsyncGenerator[None]:
         """Within it the turn is this process's; then its run's, or when it could not begin, nobody's."""
-        self._live.add(record.turn_id)
         try:
             yield
         except BaseException:  # the client left, too
-            self._live.discard(record.turn_id)
+            self._release(record.turn_id)
             await asyncio.shield(undo(record))
             raise
 
@@ -166,7 +172,12 @@ class Turns:
 
     def _ended(self, turn_id: str) -> None:
         self._runs.pop(turn_id, None)
-        self._live.discard(turn_id)
+        self._release(turn_id)
+
+    def _release(self, turn_id: str) -> None:
+        self._live[turn_id] -= 1
+        if self._live[turn_id] <= 0:
+            del self._live[turn_id]
 
     async def _prepare(
         self, config: AgentConfig, request: TurnRequest, provider_data: Mapping[str, Any], stream: bool

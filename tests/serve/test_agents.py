@@ -91,7 +91,7 @@ def test_react_agent_goes_on_after_its_own_calls(client: LlamaStackClient) -> No
         model=MODEL,
         tools=[get_weather],
         json_response_format=True,
-        sampling_params={"strategy": {"type": "greedy"}, "max_tokens": 80},
+        sampling_params={"strategy": {"type": "greedy"}, "max_tokens": 50},
         max_infer_iters=1,
     )
     session_id = agent.create_session("react")
