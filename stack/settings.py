@@ -10,6 +10,8 @@ from platformdirs import user_data_path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from stack.schemas.post_training import LoraFinetuningConfig
+
 
 class Settings(BaseSettings):
     """Every field is read from `STACK_<FIELD>`. Nothing here is written back."""
@@ -90,6 +92,35 @@ class Settings(BaseSettings):
     )
     job_retention_days: float = Field(
         7.0, ge=0, description="How long the input, items and log of an ended job are kept; its row stays."
+    )
+    train_workers: int = Field(1, ge=1, description="Workers of a training job.")
+    train_cpus: float = Field(
+        0.01,
+        gt=0,
+        description="CPUs that Ray sets aside for a training worker. Below 1, the workers of a machine share "
+        "all its CPUs.",
+    )
+    train_gpus: float = Field(0.0, ge=0, description="GPUs of a training worker.")
+    train_strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="How several workers share a model: each holds it whole, or a part of it."
+    )
+    train_max_tokens: int = Field(
+        2048, ge=16, description="Longer training sequences are cut; packs have this length."
+    )
+    train_checkpoint_s: float = Field(
+        300.0, gt=0, description="Seconds between two checkpoints; there is one after each epoch, too."
+    )
+    train_checkpoints_kept: int = Field(3, ge=1, description="How many checkpoints of a run are kept.")
+    dpo_adapter: LoraFinetuningConfig = Field(
+        LoraFinetuningConfig(
+            lora_attn_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+            apply_lora_to_mlp=True,
+            apply_lora_to_output=False,
+            rank=16,
+            alpha=32,
+        ),
+        description="The adapter that preference-optimize trains on a whole model, as JSON of "
+        "LoraFinetuningConfig.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least level that is logged."

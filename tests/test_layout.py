@@ -16,7 +16,7 @@ LAYERS = (
     {"egress", "store", "engine", "models"},
     {"files", "jobs"},
     {"datasets", "vector"},
-    {"rag", "safety", "sandbox"},
+    {"rag", "safety", "sandbox", "training"},
     {"tools"},
     {"agents"},
     {"api", "context", "middleware", "providers", "sse", "upkeep"},
