@@ -24,7 +24,9 @@ class Start(_Part):
 
     model_id: str = Field(description="The base model; an adapter's is served by its replicas.")
     source: str = Field(description="The base model's weights, see stack.models.sources.")
-    adapter: str | None = Field(None, description="The source of a LoRA adapter on it that training goes on from.")
+    adapter: str | None = Field(
+        None, description="The source of a LoRA adapter on it that training goes on from."
+    )
 
 
 class Data(_Part):

@@ -82,22 +82,35 @@ class ChatFormat:
         except TemplateFailed:
             return False
 
-    def render(self, messages: Sequence[Message], use: ToolUse | None, tokens: PromptTokens) -> Rendered:
-        """Raises BadRequest for what the template refuses."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        use: ToolUse | None,
+        tokens: PromptTokens,
+        generation_prompt: bool = True,
+    ) -> Rendered:
+        """`generation_prompt`: ends where the assistant begins. Raises BadRequest for what the template refuses."""
         conversation = _Conversation(self, use, tokens)
         turns = conversation.turns(messages)
         tools = None
         if use is not None and use.native and not use.replaces_system:
             tools = [{"type": "function", "function": _marked(tool.function(), tokens)} for tool in use.tools]
         try:
-            return Rendered(self._render(turns, tools), conversation.images)
+            return Rendered(self._render(turns, tools, generation_prompt), conversation.images)
         except TemplateFailed as error:
             raise BadRequest(f"the model's chat template refuses these messages: {error}") from None
 
-    def _render(self, turns: list[Turn], tools: list[dict[str, Any]] | None = None) -> str:
+    def _render(
+        self,
+        turns: list[Turn],
+        tools: list[dict[str, Any]] | None = None,
+        generation_prompt: bool = True,
+    ) -> str:
         if self.vision:
             turns = [{**turn, "content": _as_items(turn["content"])} for turn in turns]
-        return self._template.render(turns, tools=tools, **self._variables)
+        return self._template.render(
+            turns, tools=tools, **{**self._variables, "add_generation_prompt": generation_prompt}
+        )
 
 
 class _Conversation:

@@ -30,9 +30,9 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|
 def open_text_model(args: ModelArgs, folder: Path, meter: Meter) -> TextModel:
     """Load everything. Raises BadRequest when the folder cannot be served as `args` say."""
     config = load_config(folder)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     vision = _Images.open(folder) if is_multimodal(config) else None
-    template = (vision.template if vision is not None else None) or _template(tokenizer)
+    template = (vision.template if vision is not None else None) or chat_template(tokenizer)
     try:
         chat = ChatFormat(tokenizer, template, vision is not None)
     except BadRequest as error:
@@ -62,7 +62,7 @@ def open_text_model(args: ModelArgs, folder: Path, meter: Meter) -> TextModel:
     return TextModel(args.model_id, parts)
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -73,7 +73,7 @@ def _load_tokenizer(folder: Path) -> Any:
         ) from None
 
 
-def _template(tokenizer: Any) -> str | None:
+def chat_template(tokenizer: Any) -> str | None:
     """The chat template; of several the one for tools."""
     template = tokenizer.chat_template
     if isinstance(template, Mapping):

@@ -67,11 +67,11 @@ class PromptTokens:
         self._probe(text)
         return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
-    def encode_marked(self, text: str) -> list[int]:
-        """Raises ContextTooLong."""
+    def encode_marked(self, text: str, continues: bool = False) -> list[int]:
+        """`continues`: the text follows another one. Raises ContextTooLong."""
         self._probe(text)
         pieces = self._marked_pattern.split(text)
-        ids = self._ids(pieces[0])
+        ids = self._later_ids(pieces[0], as_text=False) if continues and pieces[0] else self._ids(pieces[0])
         for number, piece in enumerate(pieces[1:], start=1):
             if piece:
                 ids += self._later_ids(piece, as_text=number % 2 == 1)

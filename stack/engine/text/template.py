@@ -45,7 +45,7 @@ class Template:
         """Raises TemplateFailed."""
         _clock.deadline = time.monotonic() + MAX_SECONDS
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **variables)
+            return self._template.render(messages=messages, **{"add_generation_prompt": True, **variables})
         except _RAISED as error:
             raise TemplateFailed(str(error) or type(error).__name__) from None
 
