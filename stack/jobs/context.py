@@ -25,6 +25,11 @@ class JobContext:
         return self._lease.job
 
     @property
+    def lease(self) -> Lease:
+        """For other processes that work for this one."""
+        return self._lease
+
+    @property
     def stopping(self) -> bool:
         """The job is cancelled, handed over or lost.
 

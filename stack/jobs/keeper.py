@@ -57,7 +57,8 @@ class Keeper:
                 continue
             renewed = time.monotonic()
             try:
-                if await jobs.renew(self._lease, shown):
+                # Unchanged progress is not written: other processes of the job may show theirs.
+                if await jobs.renew(self._lease, None if shown == written else shown):
                     return "cancelled"
                 written = shown
             except LeaseLost:

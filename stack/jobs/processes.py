@@ -22,7 +22,7 @@ GRACE_S = 5.0  # between being asked to end and being killed
 
 def command(kind: str, job_id: str, package: str = "jobs") -> list[str]:
     """-P: a folder `jobs` in the working directory is not ours."""
-    return [sys.executable, "-P", "-m", f"{package}.{kind}", "--job-id", job_id]
+    return [sys.executable, "-P", "-m", f"{package}.{kind.replace('-', '_')}", "--job-id", job_id]
 
 
 def environment(extra: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -213,6 +213,10 @@ class Jobs:
             raise LeaseLost(lease.job_id)
         return bool(asked)
 
+    async def show(self, lease: Lease, progress: Mapping[str, Any]) -> None:
+        """Show progress, as a process does that works for the lease's holder. Raises LeaseLost."""
+        await self._change(holds(lease), lease.job_id, progress=json.dumps(dict(progress)))
+
     async def release(self, lease: Lease, trouble: str | None = None) -> None:
         """Give the job back, to be gone on with at once. Raises LeaseLost.
 

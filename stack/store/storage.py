@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -61,6 +62,10 @@ class Storage:
         for first in range(start, end, BLOCK_BYTES):
             yield await self.read(path, first, min(first + BLOCK_BYTES, end))
 
+    def local(self, path: str) -> Path | None:
+        """Where an object lies on this machine, to be read only; None in an object store."""
+        return Path(self._full(path)) if self._is_local else None
+
     async def size(self, path: str) -> int:
         """Raises Lost."""
         return int(await self._run(self._fs.size, self._full(path)))
@@ -75,6 +80,10 @@ class Storage:
         found = await self._run(self._find, prefix)
         start = len(self._root.rstrip("/")) + 1
         return sorted(path[start:] for path in found)
+
+    async def copy(self, source: str, target: str) -> None:
+        """Put an object's bytes at another path as well, or in place of what is there. Raises Lost."""
+        await self._run(self._copy, source, target)
 
     async def delete(self, paths: Iterable[str]) -> None:
         """Free these objects; one that is not there is fine."""
@@ -108,6 +117,20 @@ class Storage:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
+
+    def _copy(self, source: str, target: str) -> None:
+        if not self._is_local:
+            self._fs.copy(self._full(source), self._full(target))
+            return
+        place, temporary = Path(self._full(target)), Path(self._full(f"{TEMPORARY}/{uuid4().hex}"))
+        for folder in (place.parent, temporary.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(self._full(source), temporary)
+            temporary.replace(place)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(place.parent)
 
     def _find(self, prefix: str) -> list[str]:
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""A dataset's row -> the conversation that is learned. Imports nothing heavy: submissions look at rows, too."""
+"""A dataset's row -> the conversation that is learned. Nothing heavy: submissions look at rows, too."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Pair:
 def conversation(row: Mapping[str, Any], index: int, data_format: DatasetFormat) -> Conversation:
     """Raises BadRequest, which names the row, for one that nothing can be learned from.
 
-    `dialog` learns all of the assistant's messages, `instruct` the last one. A column `answer` is the last one.
+    `dialog` learns all of the assistant's messages, `instruct` the last one; a column `answer` is one.
     """
     where = place(index)
     messages = _messages(row, index)
@@ -64,7 +64,8 @@ def pair(row: Mapping[str, Any], index: int) -> Pair:
         messages.pop()
     else:
         raise BadRequest(
-            f"{place(index)}: has no chosen answer; give a column 'chosen', or end 'messages' with the assistant's"
+            f"{place(index)}: has no chosen answer; give a column 'chosen', or end 'messages' with the "
+            "assistant's"
         )
     if not messages or isinstance(messages[-1], CompletionMessage):
         raise BadRequest(f"{place(index, 'messages')}: a prompt ends with a message of the user, or a tool's")

@@ -1,8 +1,8 @@
 """Conversations -> token ids through the model's own chat template, exactly as inference reads them.
 
-A prompt's tokens are those that inference computes for it, and an answer's are those that the model would have
-to write: each answer is tokenized by itself, from where the template asks for one to the end of its turn. So
-`labels` are exact, for any template whose beginning does not change when messages follow.
+A prompt's tokens are those that inference computes for it, and an answer's are those that the model would
+have to write: each answer is tokenized by itself, from where the template asks for one to the end of its
+turn. So `labels` are exact, for any template whose beginning does not change when messages follow.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class ChatTokens:
     def _after(beginning: str, text: str) -> str:
         if not text.startswith(beginning):
             raise BadRequest(
-                "the model's chat template writes earlier messages in another way once others follow, so that "
-                "the assistant's tokens cannot be told; use data_format 'instruct', which learns the last answer"
+                "the model's chat template writes earlier messages in another way once others follow, so "
+                "that the assistant's tokens cannot be told; data_format 'instruct' learns the last answer only"
             )
         return text[len(beginning) :]
 
