@@ -51,11 +51,13 @@ class ChatTokens:
 
     def conversation(self, conversation: Conversation, train_on_input: bool) -> Sequences:
         """Cut to `max_tokens`. Raises BadRequest for what the template refuses."""
-        ids: list[int] = []
-        labels: list[int] = []
+        if train_on_input:
+            ids = self._encode(self._render(conversation.messages, False), continues=False, answer=True)
+            return Sequences(ids[: self._max_tokens], ids[: self._max_tokens])
+        ids, labels = [], []
         for piece, learned in self._pieces(conversation):
             ids += piece
-            labels += piece if learned or train_on_input else [IGNORED] * len(piece)
+            labels += piece if learned else [IGNORED] * len(piece)
         return Sequences(ids[: self._max_tokens], labels[: self._max_tokens])
 
     def pair(self, pair: Pair) -> PairIds:
@@ -94,8 +96,8 @@ class ChatTokens:
     def _after(beginning: str, text: str) -> str:
         if not text.startswith(beginning):
             raise BadRequest(
-                "the model's chat template writes earlier messages in another way once others follow, so "
-                "that the assistant's tokens cannot be told; data_format 'instruct' learns the last answer only"
+                "the model's chat template changes earlier messages once others follow, so "
+                "that the assistant's tokens cannot be told; data_format 'instruct' learns the last only"
             )
         return text[len(beginning) :]
 
