@@ -33,6 +33,7 @@ from stack.store.model_status import ModelStatuses
 from stack.store.registry import Registry
 from stack.store.storage import Storage, open_storage
 from stack.tools.tools import Tools, open_tools
+from stack.training.training import Training
 from stack.vector.databases import VectorDatabases
 from stack.vector.store import VectorStore
 
@@ -57,6 +58,7 @@ class Stack:
     shields: Shields
     agents: Agents
     turns: Turns
+    training: Training
 
 
 def no_inference(model_id: str) -> Inference:
@@ -85,6 +87,8 @@ async def open_stack(
         files = Files(database, blobs)
         vector_dbs = VectorDatabases(database, lance, statuses)
         vectors = VectorStore(database, lance, serving)
+        models, jobs = Registry(database, Model), Jobs(database)
+        datasets = Datasets(settings, database, lance, files)
         async with (
             open_shields(settings, database, serving) as shields,
             open_rag(settings, files, vector_dbs, vectors, serving) as rag,
@@ -105,14 +109,14 @@ async def open_stack(
             yield Stack(
                 settings=settings,
                 database=database,
-                models=Registry(database, Model),
+                models=models,
                 model_status=statuses,
                 storage=storage,
                 lance=lance,
                 files=files,
                 uploads=Uploads(database, blobs, files, int(settings.max_file_gb * 2**30)),
-                datasets=Datasets(settings, database, lance, files),
-                jobs=Jobs(database),
+                datasets=datasets,
+                jobs=jobs,
                 serving=serving,
                 vector_dbs=vector_dbs,
                 vectors=vectors,
@@ -121,6 +125,7 @@ async def open_stack(
                 shields=shields,
                 agents=agents,
                 turns=turns,
+                training=Training(settings, models, jobs, datasets, storage),
             )
 
 

@@ -60,6 +60,15 @@ def _rag(settings: Settings) -> dict[str, JsonValue]:
     return {"max_document_mb": settings.max_document_mb}
 
 
+def _training(settings: Settings) -> dict[str, JsonValue]:
+    return {
+        "workers": settings.train_workers,
+        "gpus_per_worker": settings.train_gpus,
+        "strategy": settings.train_strategy,
+        "max_tokens": settings.train_max_tokens,
+    }
+
+
 def _key(name: str) -> Callable[[Settings], dict[str, JsonValue]]:
     return lambda settings: {"api_key": masked(getattr(settings, name))}
 
@@ -84,6 +93,7 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider("datasets", "lancedb", "inline::lancedb", _datasets),
     Provider("datasetio", "lancedb", "inline::lancedb", _datasets),
     Provider("vector_io", "lancedb", "inline::lancedb", _vectors),
+    Provider("post_training", "ray-train", "inline::ray-train", _training),
     *(Provider("safety", name, f"inline::{name}", _shield(name)) for name in SHIELD_PROVIDERS),
     Provider("tool_runtime", "rag-runtime", "inline::rag-runtime", _rag),
     Provider("tool_runtime", "tavily-search", "remote::tavily-search", _key("tavily_api_key")),

@@ -146,6 +146,19 @@ class Jobs:
             query = query.where(or_(earlier, and_(same, jobs.c.id < last.id)))
         return await self._select(query)
 
+    async def ids(self, kinds: Sequence[str]) -> Sequence[str]:
+        """Of all jobs of these kinds, the newest first."""
+        query = select(jobs.c.id).where(jobs.c.kind.in_(kinds))
+        async with self.database.read() as connection:
+            found = await connection.scalars(query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()))
+            return found.all()
+
+    async def requests(self, kinds: Sequence[str]) -> Sequence[tuple[str, dict[str, Any]]]:
+        """The id and what was submitted, of all jobs of these kinds."""
+        query = select(jobs.c.id, jobs.c.request).where(jobs.c.kind.in_(kinds))
+        async with self.database.read() as connection:
+            return [(job_id, json.loads(text)) for job_id, text in await connection.execute(query)]
+
     async def active(self) -> Sequence[Job]:
         """All that are scheduled or in progress, the oldest first."""
         return await self._select(select(jobs).where(jobs.c.status.in_(_ACTIVE)).order_by(jobs.c.created_at))

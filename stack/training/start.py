@@ -1,0 +1,161 @@
+"""The model that a request names -> what training begins with: a registered one, or a checkpoint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from stack.errors import BadRequest, NotFound, StackError
+from stack.models.folders import Facts
+from stack.schemas.models import Model
+from stack.schemas.post_training import LoraFinetuningConfig
+from stack.settings import Settings
+from stack.store.jobs import Jobs
+from stack.store.registry import Registry
+from stack.store.storage import Storage
+from stack.training.artifacts import RUN
+from stack.training.modules import Linears
+from stack.training.plan import KINDS, Plan, Start
+from stack.training.weights import STORAGE, Weights, open_weights
+
+_CHECKPOINT = re.compile(r"(?P<job>[^/]+)/(?:(?P<run>[A-Za-z0-9._-]+)/)?(?P<name>checkpoint-\d+)")
+_CONFIG, _ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What training begins with, and what is known of it now. None: only once it is fetched."""
+
+    start: Start
+    is_registered: bool = True  # an adapter on `start.model_id` could be served
+    facts: Facts | None = None
+    linears: Linears | None = None
+    adapter: LoraFinetuningConfig | None = None  # of `start.adapter`
+
+
+class Starts:
+    def __init__(self, settings: Settings, models: Registry[Model], jobs: Jobs, storage: Storage) -> None:
+        self._settings, self._models, self._jobs, self._storage = settings, models, jobs, storage
+
+    async def find(self, field: str, name: str) -> Known:
+        """`field` is the request's. Raises BadRequest for what is unknown or cannot be trained."""
+        try:
+            model = await self._models.get(name)
+        except NotFound:
+            if (found := _CHECKPOINT.fullmatch(name)) is not None:
+                return await self._checkpoint(field, name, found)
+            raise BadRequest(
+                f"{field}: model {name[:80]!r} is not registered; GET /v1/models lists those, and the status "
+                "of a training job its checkpoints"
+            ) from None
+        if (base := model.metadata.get("base_model")) is not None:
+            return await self._adapter(field, name, str(base), model.provider_resource_id)
+        return await self._whole(field, model)
+
+    async def _whole(self, field: str, model: Model) -> Known:
+        if model.model_type != "llm":
+            raise BadRequest(
+                f"{field}: {model.identifier!r} is an embedding model; text models are trained here"
+            )
+        if model.provider_id != "transformers":
+            raise BadRequest(
+                f"{field}: {model.identifier!r} is served elsewhere (provider {model.provider_id}), so its "
+                "weights are not here to be trained"
+            )
+        source = model.provider_resource_id
+        known = await self._known(field, Start(model_id=model.identifier, source=source))
+        if known.facts is None and isinstance(limit := model.metadata.get("context_length"), int):
+            return Known(known.start, facts=Facts(context_length=limit))
+        return known
+
+    async def _adapter(self, field: str, name: str, base: str, source: str) -> Known:
+        try:
+            model = await self._models.get(base)
+        except NotFound:
+            raise BadRequest(
+                f"{field}: {name!r} is an adapter of {base!r}, which is not registered any more"
+            ) from None
+        known = await self._whole(field, model)
+        start = known.start.model_copy(update={"adapter": source})
+        weights = await self._open(source)
+        adapter = None if weights is None else await adapter_of(weights)
+        return Known(start, True, known.facts, known.linears, adapter)
+
+    async def _checkpoint(self, field: str, name: str, parts: re.Match[str]) -> Known:
+        try:
+            job = await self._jobs.get(parts["job"])
+        except NotFound as error:
+            raise BadRequest(
+                f"{field}: there is no model and no training job {parts['job'][:80]!r}"
+            ) from error
+        if job.kind not in KINDS:
+            raise BadRequest(f"{field}: job {job.id!r} is of kind {job.kind}, which has no checkpoints")
+        plan = Plan.model_validate(job.request)
+        path = f"{plan.run_folder}/{parts['run'] or RUN}/{parts['name']}"
+        if not await self._storage.find(path):
+            raise BadRequest(
+                f"{field}: checkpoint {name!r} is not there (any more): of a run the "
+                f"last {plan.checkpoints_kept} are kept; the status of job {job.id!r} lists them"
+            )
+        if plan.trains_adapter:
+            return await self._adapter(field, name, plan.start.model_id, f"{STORAGE}{path}")
+        known = await self._known(field, Start(model_id=name, source=f"{STORAGE}{path}"))
+        return Known(known.start, False, known.facts, known.linears)
+
+    async def _known(self, field: str, start: Start) -> Known:
+        """Look into a whole model's files."""
+        weights = await self._open(start.source)
+        if weights is None:
+            return Known(start)
+        facts = await weights.facts()
+        if facts.kind not in (None, "llm"):
+            raise BadRequest(f"{field}: {start.model_id!r} is no model that writes text ({facts.kind})")
+        if "quantization_config" in await weights.json("config.json"):
+            raise BadRequest(
+                f"{field}: the weights of {start.model_id!r} are quantised and cannot be trained; take the "
+                "model that they were made from"
+            )
+        shapes = await weights.shapes()
+        return Known(start, facts=facts, linears=Linears.of(shapes) if shapes else None)
+
+    async def _open(self, source: str) -> Weights | None:
+        try:
+            return await open_weights(source, self._settings, self._storage)
+        except OSError as error:
+            raise StackError(f"the weights at {source} cannot be read: {error.strerror}") from error
+
+
+async def adapter_of(weights: Weights) -> LoraFinetuningConfig:
+    """What an adapter trains, in the terms of a request. Raises BadRequest for what is none."""
+    if not {_CONFIG, _ADAPTER} <= weights.names:
+        raise BadRequest(f"{weights.where} is no adapter: it lacks {_CONFIG} or {_ADAPTER}")
+    config: dict[str, Any] = await weights.json(_CONFIG)
+    adapted = Linears.adapted(await weights.shapes())
+    try:
+        return LoraFinetuningConfig(
+            lora_attn_modules=sorted(adapted.attention),
+            apply_lora_to_mlp=bool(adapted.mlp),
+            apply_lora_to_output=adapted.output,
+            rank=int(config["r"]),
+            alpha=int(config["lora_alpha"]),
+            use_dora=bool(config.get("use_dora")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRequest(f"{weights.where}: {_CONFIG} has no numbers r and lora_alpha") from error
+
+
+def check_same(field: str, name: str, adapter: LoraFinetuningConfig, wanted: LoraFinetuningConfig) -> None:
+    """Raises BadRequest, which names the first difference, when `wanted` is not how the adapter was made."""
+    has, asked = (
+        config.model_dump(exclude={"quantize_base"})
+        | {"lora_attn_modules": sorted(set(config.lora_attn_modules))}
+        for config in (adapter, wanted)
+    )
+    for key, value in has.items():
+        if value != asked[key]:
+            raise BadRequest(
+                f"algorithm_config.{key}: {field} {name!r} is an adapter with {value}, not {asked[key]}; "
+                "ask for the same to train it on, or leave algorithm_config out to train all weights with "
+                "the adapter merged in"
+            )

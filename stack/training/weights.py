@@ -1,0 +1,142 @@
+"""The small files and the headers of a model's weights, where they can be read at once: nothing is fetched.
+
+Nothing heavy is imported: submissions look here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stack.errors import BadRequest
+from stack.models import hub, wheels
+from stack.models.buckets import Bucket
+from stack.models.cache import folder_for, is_filled
+from stack.models.folders import Facts, Folder, facts
+from stack.models.sources import parse
+from stack.settings import Settings
+from stack.store.storage import Storage
+
+STORAGE = "storage://"
+MAX_HEADER_BYTES = 100 << 20  # as the safetensors library has it
+_LARGE = ("tokenizer.json", "vocab.json", "added_tokens.json")  # nothing here is learned from these
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's folder. `read` gives a file's bytes from a start to before an end; None: to the last."""
+
+    where: str
+    names: frozenset[str]
+    read: Callable[[str, int, int | None], Awaitable[bytes]]
+
+    async def json(self, name: str) -> dict[str, Any]:
+        """A JSON object; an empty one when there is no such file. Raises BadRequest."""
+        if name not in self.names:
+            return {}
+        try:
+            content = json.loads(await self.read(name, 0, None))
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"{self.where}: {name} is not JSON") from error
+        if not isinstance(content, dict):
+            raise BadRequest(f"{self.where}: {name} is not a JSON object")
+        return content
+
+    async def shapes(self) -> Shapes:
+        """The tensors of all safetensors by name. Raises BadRequest for a damaged file."""
+        found: Shapes = {}
+        for name in sorted(name for name in self.names if name.endswith(".safetensors") and "/" not in name):
+            length = _header_length(await self.read(name, 0, 8), name)
+            found |= _shapes(await self.read(name, 8, 8 + length), name)
+        return found
+
+    async def facts(self) -> Facts:
+        """Raises BadRequest for what cannot be served."""
+        small = [name for name in self.names if name.endswith(".json") and name not in _LARGE]
+        contents = {name: await self.read(name, 0, None) for name in small}
+        return await asyncio.to_thread(facts, Folder(self.where, self.names, contents.__getitem__))
+
+
+async def open_weights(source: str, settings: Settings, storage: Storage) -> Weights | None:
+    """None for what has to be fetched first."""
+    if source.startswith(STORAGE):
+        prefix = source.removeprefix(STORAGE).rstrip("/")
+        names = [path.removeprefix(f"{prefix}/") for path in await storage.find(prefix)]
+        return Weights(
+            source, frozenset(names), lambda name, start, end: storage.read(f"{prefix}/{name}", start, end)
+        )
+    return await asyncio.to_thread(_local, source, settings)
+
+
+def _local(source: str, settings: Settings) -> Weights | None:
+    folder = local_folder(source, settings)
+    if folder is None:
+        return None
+
+    async def read(name: str, start: int, end: int | None) -> bytes:
+        return await asyncio.to_thread(_read, folder / name, start, end)
+
+    return Weights(source, Folder.local(folder).names, read)
+
+
+def _read(path: Path, start: int, end: int | None) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(-1 if end is None else end - start)
+
+
+def local_folder(source: str, settings: Settings) -> Path | None:
+    """The folder that a fetch would give, if it is on this machine by now. Blocks; asks nobody."""
+    cache = settings.model_cache
+    match parse(source):
+        case Path() as path:
+            return _converted(path, cache)
+        case wheels.WheelSource() as wheel:
+            if is_filled(folder := folder_for(cache, source)):
+                return folder
+            installed = wheels.installed(wheel)
+            return installed if installed is not None and installed.is_dir() else None
+        case hub.HubSource() as model:
+            found = hub.cached(model)
+            return None if found is None else _converted(found, cache)
+        case Bucket():
+            copies = [f for f in cache.glob(f"{folder_for(cache, source).name}-*") if is_filled(f)]
+            return max(copies, key=lambda folder: folder.stat().st_mtime, default=None)
+        case _:  # the storage's, which is read where it is
+            return None
+
+
+def _converted(path: Path, cache: Path) -> Path | None:
+    """A folder of safetensors as it is; for a GGUF file, what it was converted to."""
+    if path.is_dir():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) != 1 or any(path.glob("*.safetensors")):
+            return path
+        path = files[0]
+    if not path.is_file() or path.suffix != ".gguf":
+        return None
+    real = path.resolve()
+    folder = folder_for(cache, str(real), f"{real.stat().st_size} {real.stat().st_mtime_ns}")
+    return folder if is_filled(folder) else None
+
+
+def _header_length(first: bytes, name: str) -> int:
+    """From the first 8 bytes of a safetensors file."""
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or length > MAX_HEADER_BYTES:
+        raise BadRequest(f"{name} is not a safetensors file")
+    return length
+
+
+def _shapes(header: bytes, name: str) -> Shapes:
+    try:
+        content: dict[str, Any] = json.loads(header)
+        return {key: tuple(entry["shape"]) for key, entry in content.items() if key != "__metadata__"}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise BadRequest(f"{name} is not a safetensors file") from error
