@@ -12,13 +12,13 @@ import torch
 import torch.distributed as distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from stack.training.artifacts import Checkpoint
 from stack.training.card import model_card
+from stack.training.run import Checkpoint
 
 if TYPE_CHECKING:
     from stack.training.plan import Plan
     from stack.training.report import Report
-    from stack.training.worker import Run
+    from stack.training.run import Run
 
 SOON_S = 10.0
 """Epochs that end so soon after the last checkpoint have none of their own, but for the last one."""

@@ -18,7 +18,7 @@ from stack.settings import Settings
 from stack.store.filesystems import open_filesystem
 from stack.store.jobs import Lease
 from stack.training.plan import Plan
-from stack.training.worker import FINAL, Run, train
+from stack.training.run import FINAL, Run
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def fit(
     resources = plan.resources
     run = Run(plan, lease, name, index * ITEMS_PER_RUN, evaluations_per_epoch)
     trainer = TorchTrainer(
-        lambda: train(run),
+        lambda: _loop(run),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -77,6 +77,12 @@ def fit(
         raise _told(error) from error
     metrics = {key: value for key, value in (result.metrics or {}).items() if isinstance(value, int | float)}
     return Outcome(name, f"{plan.run_folder}/{name}/{FINAL}/model", metrics)
+
+
+def _loop(run: Run) -> None:
+    from stack.training.worker import train  # what it needs takes long to import, and only workers need it
+
+    train(run)
 
 
 def ray_storage(settings: Settings, path: str) -> tuple[str, Any]:

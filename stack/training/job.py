@@ -15,11 +15,11 @@ from stack.jobs.context import JobContext
 from stack.schemas.models import Model
 from stack.store.registry import Registry
 from stack.store.storage import Storage
-from stack.training.artifacts import RUN
 from stack.training.curve import learning_curve
 from stack.training.fit import Outcome, fit
 from stack.training.plan import Plan
 from stack.training.prepare import prepare
+from stack.training.run import FINAL, RUN
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ async def run(
     }
     outcome, artifacts = await _train(plan, context)
     await publish(plan, outcome, storage, models)
-    history = json.loads(await storage.read(f"{plan.run_folder}/{outcome.name}/final/trainer_state.json"))
+    history = json.loads(await storage.read(f"{plan.run_folder}/{outcome.name}/{FINAL}/trainer_state.json"))
     curve = await asyncio.to_thread(learning_curve, history["log_history"], plan.job_uuid)
     artifacts.append(await _picture(plan, curve, uploads))
     checkpoints = [item.result async for item in context.finished_items() if item.result]

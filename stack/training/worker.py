@@ -8,7 +8,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,33 +19,19 @@ from ray.train.torch import get_device
 
 from stack.models.sources import fetch
 from stack.settings import Settings, get_settings
-from stack.store.jobs import Lease
 from stack.store.storage import Lost, Storage, open_storage
 from stack.training.callbacks import Checkpoints, Milestones, Progress
 from stack.training.data import open_split
 from stack.training.plan import Plan
 from stack.training.prepare import weights_folder
 from stack.training.report import Report
+from stack.training.run import FINAL, Run
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer
 
 log = logging.getLogger(__name__)
-
-FINAL = "final"
-"""The checkpoint that a run ends with: its folder `model` is what is served."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What a worker is told. `name` is the run's in its job: `run`, or a trial's."""
-
-    plan: Plan
-    lease: Lease
-    name: str
-    item: int  # of the job, for the checkpoint at step 0; later ones follow
-    evaluations_per_epoch: int = 1
 
 
 def train(run: Run) -> None:
@@ -101,7 +86,9 @@ class _Worker:
         return load(
             self._plan,
             folder,
-            None if adapter is None else fetch(adapter, self._settings.model_cache),
+            None
+            if adapter is None
+            else fetch(adapter, self._settings.model_cache, storage=self._settings.storage),
             get_device(),
         )
 

@@ -1,4 +1,4 @@
-"""What a run leaves, as the API shows it: the spec lets a checkpoint be any object."""
+"""A run of Ray Train within a job: what its workers are told, and what it leaves, as the API shows it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,31 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from stack.store.jobs import Lease
 from stack.training.plan import Plan
+
+RUN = "run"
+"""The name of a job's only run, where there is no search."""
+
+FINAL = "final"
+"""The checkpoint that a run ends with: its folder `model` is what is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a worker is told. `name` is the run's in its job: RUN, or a trial's."""
+
+    plan: Plan
+    lease: Lease
+    name: str
+    item: int  # of the job, for the checkpoint at step 0; later ones follow
+    evaluations_per_epoch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
+    """The spec lets a checkpoint be any object."""
+
     identifier: str
     job_uuid: str
     path: str  # in the storage
@@ -36,7 +56,3 @@ class Checkpoint:
             "path": self.path,
             "training_metrics": self.metrics,
         }
-
-
-RUN = "run"
-"""The name of a job's only run, where there is no search."""
