@@ -14,9 +14,9 @@ from stack.settings import Settings
 from stack.store.jobs import Jobs
 from stack.store.registry import Registry
 from stack.store.storage import Storage
-from stack.training.artifacts import RUN
 from stack.training.modules import Linears
 from stack.training.plan import KINDS, Plan, Start
+from stack.training.run import RUN
 from stack.training.weights import STORAGE, Weights, open_weights
 
 _CHECKPOINT = re.compile(r"(?P<job>[^/]+)/(?:(?P<run>[A-Za-z0-9._-]+)/)?(?P<name>checkpoint-\d+)")
