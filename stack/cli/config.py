@@ -51,10 +51,16 @@ def parse(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     """A YAML file's mapping, and the line of each key in it. Raises CliError."""
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise CliError(f"cannot read {path}: {error}") from None
+    return parse_text(text, path)
+
+
+def parse_text(text: str, path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    """As `parse`; `path` is where the text came from."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""

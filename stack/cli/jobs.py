@@ -2,26 +2,79 @@
 
 from __future__ import annotations
 
-import time
+import sys
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote, urlencode
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 
 from stack.cli.client import DEFAULT_URL, Client, Url
-from stack.cli.problems import CliError
+from stack.cli.job_progress import ENDED, amount, facts, follow, job_path
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-app = typer.Typer(help="See, follow and cancel the jobs of a running server.", no_args_is_help=True)
+app = typer.Typer(help="Submit, see, follow and cancel the jobs of a running server.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="A job's id, as `stack jobs list` shows it.")]
 
-POLL_S = 1.0
-_ENDED = ("completed", "failed", "cancelled")
 _STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow", "in_progress": "cyan"}
+
+
+@app.command("submit")
+def submit(
+    file: Annotated[Path, typer.Argument(help="The job's YAML file; - reads stdin.", show_default=False)],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Another value for a key of the file.", show_default=False
+        ),
+    ] = None,
+    stay: Annotated[
+        bool | None,
+        typer.Option("--follow/--no-follow", "-f", help="Stay until the job ends. Default: on a terminal."),
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Submit a training job, and follow it. Ctrl-C leaves it running.
+
+    \b
+    A file (docs/post-training.md has every field):
+      kind: supervised-fine-tune
+      job_uuid: my-sft
+      model: smollm2-135m
+      training_config:
+        data_config: {dataset_id: gsm8k, batch_size: 8}
+        optimizer_config: {lr: 0.0002}
+      algorithm_config:
+        type: LoRA
+        lora_attn_modules: [q_proj, v_proj]
+        apply_lora_to_mlp: false
+        apply_lora_to_output: false
+        rank: 8
+        alpha: 16
+
+    \b
+    Examples:
+      stack jobs submit sft.yaml
+      stack jobs submit sft.yaml --set job_uuid=second --set training_config.n_epochs=3
+      stack jobs submit - --no-follow < sft.yaml
+    """
+    from stack.cli.job_file import read
+
+    wanted = read(file, changes or [])
+    with Client(url, timeout_s=60.0) as client:
+        job_id = client.post(wanted.path, wanted.body)["job_uuid"]
+        typer.echo(f"job {job_id} is submitted")
+        if not (sys.stdout.isatty() if stay is None else stay):
+            typer.echo(f"follow it: stack jobs show {job_id} --follow")
+            return
+        try:
+            job = follow(client, job_id)
+        except KeyboardInterrupt:
+            typer.echo(f"the job goes on; stop it: stack jobs cancel {job_id}")
+            raise typer.Exit(130) from None
+    _print(job)
 
 
 @app.command("list")
@@ -57,7 +110,7 @@ def list_jobs(
     for job in found:
         created = job["created_at"][:19].replace("T", " ")
         style = _STYLES.get(job["status"], "default")
-        shown = f"[{style}]{job['status']}[/]", _amount(job["progress"]), str(job["attempt"]), created
+        shown = f"[{style}]{job['status']}[/]", amount(job["progress"]), str(job["attempt"]), created
         table.add_row(escape(job["job_id"]), escape(job["kind"]), *shown)
     console = Console()
     if not console.is_terminal:
@@ -68,7 +121,7 @@ def list_jobs(
 @app.command("show")
 def show(
     job_id: JobId,
-    follow: Annotated[
+    stay: Annotated[
         bool, typer.Option("--follow", "-f", help="Stay with a progress bar until the job ends.")
     ] = False,
     url: Url = DEFAULT_URL,
@@ -81,10 +134,8 @@ def show(
       stack jobs show ingest-0123456789ab --follow
     """
     with Client(url, timeout_s=30.0) as client:
-        job = _follow(client, job_id) if follow else client.get(_path(job_id))
-    typer.echo("\n".join(_lines(job)))
-    if job["status"] == "failed":
-        raise typer.Exit(1)
+        job = follow(client, job_id) if stay else client.get(job_path(job_id))
+    _print(job)
 
 
 @app.command("logs")
@@ -102,7 +153,7 @@ def logs(
       stack jobs logs ingest-0123456789ab --max-bytes 1000000 | less
     """
     with Client(url, timeout_s=30.0) as client:
-        typer.echo(client.text(f"{_path(job_id)}/logs?max_bytes={max_bytes}"), nl=False)
+        typer.echo(client.text(f"{job_path(job_id)}/logs?max_bytes={max_bytes}"), nl=False)
 
 
 @app.command("cancel")
@@ -114,86 +165,55 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
       stack jobs cancel ingest-0123456789ab
     """
     with Client(url, timeout_s=30.0) as client:
-        job = client.post(f"{_path(job_id)}/cancel", {})
+        job = client.post(f"{job_path(job_id)}/cancel", {})
     typer.echo("cancelled" if job["status"] == "cancelled" else "cancellation is asked; the job is stopping")
 
 
-def _path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+def _print(job: Mapping[str, Any]) -> None:
+    typer.echo("\n".join(_lines(job)))
+    if job["status"] == "failed":
+        raise typer.Exit(1)
 
 
-def _follow(client: Client, job_id: str) -> dict[str, Any]:
-    """Poll until the job ends; a restarting server is waited for."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    ]
-    job: dict[str, Any] = client.get(_path(job_id))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(job_id, total=None, rate="")
-        failures = 0
-        while job["status"] not in _ENDED:
-            _update(bar, task, job)
-            time.sleep(POLL_S)
-            try:
-                job, failures = client.get(_path(job_id)), 0
-            except CliError:
-                failures += 1
-                if failures > 30:
-                    raise
-    return job
-
-
-def _update(bar: Progress, task: TaskID, job: dict[str, Any]) -> None:
-    progress = job["progress"]
-    state = "stopping" if job["cancel_requested"] else job["status"].replace("_", " ")
-    speed = bar.tasks[0].speed
-    unit = progress.get("unit", "items")
-    bar.update(
-        task,
-        description=f"{job['job_id']}: {state}",
-        completed=progress.get("done", 0),
-        total=progress.get("total"),
-        rate=f"{speed:.1f} {unit}/s" if speed else "",
-    )
-
-
-def _lines(job: dict[str, Any]) -> list[str]:
+def _lines(job: Mapping[str, Any]) -> list[str]:
     """`name: value` for what is known."""
     values = {
         "job": job["job_id"],
         "kind": job["kind"],
         "status": job["status"] + (" (cancellation is asked)" if _stopping(job) else ""),
-        "progress": _amount(job["progress"]),
+        "progress": "  ".join(filter(None, (amount(job["progress"]), facts(job["progress"], None)))),
         "attempt": job["attempt"],
         "created": job["created_at"],
         "took": _duration(job),
         "detail": job["detail"],
     }
     lines = [f"{name + ':':10}{value}" for name, value in values.items() if value not in (None, "")]
-    lines += [f"{name + ':':10}{value}" for name, value in (job["result"] or {}).items()]
+    lines += [f"{name + ':':10}{value}" for name, value in _results(job["result"] or {})]
     lines += [f"item {item['item']} failed: {item['error']}" for item in job["failed_items"]]
     return lines
 
 
-def _stopping(job: dict[str, Any]) -> bool:
-    return bool(job["cancel_requested"]) and job["status"] not in _ENDED
+def _results(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is long is told by its names and numbers."""
+    for name, value in result.items():
+        if isinstance(value, list):
+            for entry in value:
+                yield name, entry.get("identifier", entry) if isinstance(entry, dict) else entry
+        elif isinstance(value, dict):
+            yield name, ", ".join(f"{key} {_short(part)}" for key, part in value.items())
+        else:
+            yield name, value
 
 
-def _amount(progress: dict[str, Any]) -> str:
-    if "done" not in progress:
-        return ""
-    total = f"/{progress['total']}" if progress.get("total") is not None else ""
-    return f"{progress['done']}{total} {progress.get('unit', '')}".strip()
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _duration(job: dict[str, Any]) -> str | None:
+def _stopping(job: Mapping[str, Any]) -> bool:
+    return bool(job["cancel_requested"]) and job["status"] not in ENDED
+
+
+def _duration(job: Mapping[str, Any]) -> str | None:
     if not (job["started_at"] and job["ended_at"]):
         return None
     started, ended = (datetime.fromisoformat(job[name]) for name in ("started_at", "ended_at"))

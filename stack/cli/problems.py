@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
@@ -58,7 +59,35 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[Key, str]]:
     """Each of pydantic's complaints as (key, what is wrong and what to write)."""
-    return [(details["loc"], _advice(details, model)) for details in error.errors(include_url=False)]
+    return [
+        (details["loc"], _advice(details, _model_at(model, details["loc"][:-1])))
+        for details in error.errors(include_url=False)
+    ]
+
+
+def _model_at(model: type[BaseModel], place: Key) -> type[BaseModel]:
+    """The model that a place within `model` has: pydantic also names the option of a union there."""
+    options = [model]
+    for part in place:
+        fields = [option.model_fields[part] for option in options if part in option.model_fields]
+        found = [below for field in fields for below in models_in(field.annotation)]
+        options = found or [option for option in options if _tag(option) == part] or options
+    return options[0]
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models that a field's type mentions."""
+    from pydantic import BaseModel
+
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    parts = get_args(getattr(annotation, "__value__", annotation))
+    return [model for part in parts for model in models_in(part)]
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    field = model.model_fields.get("type")
+    return None if field is None else field.default
 
 
 def _advice(details: ErrorDetails, model: type[BaseModel]) -> str:
