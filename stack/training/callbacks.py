@@ -149,9 +149,17 @@ def metrics_of(state: TrainerState) -> dict[str, float]:
         if (value := latest(state, key)) is not None:
             metrics[name] = value
     for prefix in ("", "eval_"):
-        for key in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
+        for key in (
+            "rewards/chosen",
+            "rewards/rejected",
+            "rewards/margins",
+            "rewards/accuracies",
+            "chosen_loss",
+        ):
             if (value := latest(state, prefix + key)) is not None:
                 metrics[("validation_" if prefix else "") + key] = value
+    if (start := next((entry for entry in state.log_history if "eval_loss" in entry), None)) is not None:
+        metrics["initial_validation_loss"] = start["eval_loss"]
     if "validation_loss" in metrics and "rewards/margins" not in metrics:
         metrics["perplexity"] = math.exp(min(metrics["validation_loss"], 700.0))
     return metrics

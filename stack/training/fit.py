@@ -137,5 +137,5 @@ def _causes(error: BaseException) -> list[BaseException]:
         found.append(each)
         waiting += [each.__cause__, getattr(each, "cause", None), getattr(each, "controller_failure", None)]
         waiting += list(getattr(each, "worker_failures", {}).values())
-        waiting += [getattr(each, "_base_exc", None)]
+        waiting += [getattr(each, "_base_exc", None), getattr(each, "health_check_failure", None)]
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from stack.errors import AlreadyRegistered, StackError
@@ -112,10 +114,11 @@ async def _in_thread(function: Callable[[], T]) -> T:
     def work() -> None:
         try:
             result = function()
+            end = partial(_settle, done, result, None)
         except BaseException as error:  # handed over to who waits
-            loop.call_soon_threadsafe(_settle, done, None, error)
-        else:
-            loop.call_soon_threadsafe(_settle, done, result, None)
+            end = partial(_settle, done, None, error)
+        with contextlib.suppress(RuntimeError):  # the job has ended without us
+            loop.call_soon_threadsafe(end)
 
     threading.Thread(target=work, name="training", daemon=True).start()
     return await done

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from stack.engine.text.open import load_tokenizer
-from stack.training.arguments import training_arguments
+from stack.training.arguments import optimizer, training_arguments
 from stack.training.data import EpochSampler
 from stack.training.plan import Plan
 from stack.training.preference import PreferenceTrainer
@@ -43,10 +43,17 @@ class _Dpo(_Ordered, PreferenceTrainer):
 
 
 def make_trainer(
-    plan: Plan, model: Any, tokenizer_folder: Path, train: Dataset, validation: Dataset | None, output: Path
+    plan: Plan,
+    model: Any,
+    tokenizer_folder: Path,
+    train: Dataset,
+    validation: Dataset | None,
+    output: Path,
+    resumed: bool,
 ) -> Trainer:
     """Ready to train. Rows are those of `stack.training.prepare`, for DPO with the reference's columns."""
     arguments = training_arguments(plan, output)
+    arguments["eval_on_start"] = validation is not None and not resumed
     tokenizer = load_tokenizer(tokenizer_folder)
     if validation is not None:
         validation = _first_batches(plan, validation)
@@ -55,6 +62,7 @@ def make_trainer(
         "train_dataset": train,
         "eval_dataset": validation,
         "processing_class": tokenizer,
+        "optimizer_cls_and_kwargs": optimizer(plan),
     }
     trainer: Trainer
     if plan.method == "sft":

@@ -20,7 +20,7 @@ from ray.train.torch import get_device
 from stack.models.sources import fetch
 from stack.settings import Settings, get_settings
 from stack.store.storage import Lost, Storage, open_storage
-from stack.training.callbacks import Checkpoints, Milestones, Progress
+from stack.training.callbacks import Checkpoints, Milestones, Progress, metrics_of
 from stack.training.data import open_split
 from stack.training.plan import Plan
 from stack.training.prepare import weights_folder
@@ -62,8 +62,7 @@ class _Worker:
             return  # nothing is left to do but what the job's process does
         self._show(phase="loading")
         model = self._load()
-        trainer = self._trainer(model)
-        milestones = trainer.callback_handler.callbacks[-2]
+        trainer = self._trainer(model, resumed=checkpoint is not None)
         self._show(phase="training")
         if checkpoint is None:
             trainer.train()
@@ -72,7 +71,7 @@ class _Worker:
                 log.info("going on from %s", Path(checkpoint.path).name)
                 trainer.train(resume_from_checkpoint=folder)
         self._show(phase="saving")
-        self._finish(trainer, milestones.metrics)
+        self._finish(trainer)
 
     def _show(self, **values: Any) -> None:
         if self._report is not None:
@@ -92,7 +91,7 @@ class _Worker:
             get_device(),
         )
 
-    def _trainer(self, model: Any) -> Trainer:
+    def _trainer(self, model: Any, resumed: bool) -> Trainer:
         from stack.training.trainers import make_trainer
 
         plan = self._plan
@@ -104,7 +103,9 @@ class _Worker:
             train = self._with_reference("train", train, model)
             validation = validation and self._with_reference("validation", validation, model)
         tokenizer_folder = weights_folder(plan, self._settings)
-        trainer = make_trainer(plan, model, tokenizer_folder, train, validation, self._scratch / "trainer")
+        trainer = make_trainer(
+            plan, model, tokenizer_folder, train, validation, self._scratch / "trainer", resumed
+        )
         milestones = Milestones(plan, self._run.evaluations_per_epoch, has_validation=validation is not None)
         for callback in (
             Progress(self._report),
@@ -147,7 +148,7 @@ class _Worker:
             asyncio.run(self._storage.write(path, reference.tobytes()))
         return reference
 
-    def _finish(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+    def _finish(self, trainer: Trainer) -> None:
         """What is served, as the run's last checkpoint."""
         from stack.training.card import model_card
         from stack.training.model import save
@@ -160,7 +161,7 @@ class _Worker:
             card = model_card(self._plan, trainer.state, trainer.model.device)
             (folder / "model" / "README.md").write_text(card)
         ray.train.report(
-            metrics,
+            metrics_of(trainer.state),
             ray.train.Checkpoint.from_directory(str(folder)) if _rank() == 0 else None,
             checkpoint_dir_name=FINAL,
         )
