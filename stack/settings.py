@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite+aiosqlite:///{self.home / 'stack.db'}"
 
     @cached_property
+    def storage(self) -> str:
+        """The storage's fsspec URL, never empty."""
+        return self.storage_url or f"file://{self.home.absolute() / 'storage'}"
+
+    @cached_property
     def egress_allowed(self) -> frozenset[str]:
         """Entries of `egress_allow`, in lower case."""
         return frozenset(part.strip().lower() for part in self.egress_allow.split(",") if part.strip())

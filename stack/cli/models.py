@@ -66,6 +66,6 @@ def pull(
     from stack.cli.environment import checked_settings
     from stack.cli.progress import fetch_with_progress
 
-    cache = checked_settings().model_cache
+    settings = checked_settings()
     for source in sources:
-        typer.echo(fetch_with_progress(source, cache))
+        typer.echo(fetch_with_progress(source, settings.model_cache, settings.storage))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 
-def fetch_with_progress(source: str, cache_dir: Path) -> Path:
+def fetch_with_progress(source: str, cache_dir: Path, storage: str) -> Path:
     """Fetch `source` into the cache, and show how far it is: one line a step where stderr is no terminal.
 
     Shows nothing when there is nothing to do.
@@ -36,7 +36,7 @@ def fetch_with_progress(source: str, cache_dir: Path) -> Path:
             sys.stderr.write(f"{step} …\n")
 
     try:
-        return fetch(source, cache_dir, progress)
+        return fetch(source, cache_dir, progress, storage)
     finally:
         if console.is_terminal:
             bar.stop()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stack.engine.adapters.weights import Lora
     from stack.engine.embedding.vectors import Spans, Vectors
     from stack.schemas.inference import (
         ChatCompletionRequest,
@@ -34,6 +35,20 @@ class Priority(IntEnum):
 
     INTERACTIVE = 0
     BATCH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter as the replicas of its base model are told of it."""
+
+    model_id: str
+    source: str  # of its folder, see stack.models.sources
+    version: str  # changes when other weights are registered under the id
+
+    @property
+    def key(self) -> str:
+        """Names these very weights."""
+        return f"{self.model_id}@{self.version}"
 
 
 class FinishReason(StrEnum):
@@ -78,6 +93,7 @@ class Generation:
     constraint: Constraint | None = None
     priority: Priority = Priority.INTERACTIVE
     media: Mapping[str, Tensor] | None = None  # a processor's further inputs, e.g. pixel_values
+    adapter: str | None = None  # the key of an adapter that the runner has
 
 
 @dataclass(slots=True)
@@ -118,6 +134,20 @@ class Segment:
     tokens: Sequence[int]
     wants_logits: bool = True  # logits of the last token are returned
     media: Mapping[str, Tensor] | None = None
+    adapter: str | None = None  # the same for all tokens of a sequence
+
+
+class RunnerAdapters(Protocol):
+    """The LoRA adapters of a runner. They are named by keys, which segments carry."""
+
+    def prepare(self, lora: Mapping[str, Lora]) -> Any:
+        """An adapter, by its modules, as `add` takes it. In any thread. BadRequest when it does not fit."""
+
+    def add(self, key: str, prepared: Any) -> None:
+        """In the runner's thread, as `forward`."""
+
+    def remove(self, key: str) -> None:
+        """Free an adapter's memory. In the runner's thread; nothing happens when it is not there."""
 
 
 class Runner(Protocol):
@@ -127,6 +157,7 @@ class Runner(Protocol):
     context_length: int
     vocab_size: int
     reuses_prefixes: bool  # a slot may go on from any earlier position, and copy_prefix works
+    adapters: RunnerAdapters | None  # None: it takes none
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Run all segments in one pass, each slot at most once. float32 [segments that want logits, vocab].

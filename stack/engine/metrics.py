@@ -14,6 +14,7 @@ REUSED_TOKENS: Final = "reused_prompt_tokens"
 DECODE_TOKENS: Final = "decode_tokens"
 PREEMPTIONS: Final = "preemptions"
 FAILED_STEPS: Final = "failed_steps"
+ADAPTERS: Final = "adapters"
 
 EMBEDDING_CALLS: Final = "embedding_calls"
 EMBEDDING_SECONDS: Final = "embedding_seconds"
@@ -32,6 +33,7 @@ METRICS: Final = {
     DECODE_TOKENS: ("counter", "Tokens generated."),
     PREEMPTIONS: ("counter", "Batch requests that gave their slot to an interactive one."),
     FAILED_STEPS: ("counter", "Forward passes that raised."),
+    ADAPTERS: ("gauge", "LoRA adapters that the replica holds."),
     EMBEDDING_CALLS: ("gauge", "Embedding calls that wait or are computed."),
     EMBEDDING_SECONDS: ("histogram", "From a call's arrival to its vectors, waiting included."),
     EMBEDDING_BATCH_SECONDS: ("histogram", "One forward pass of an embedding model."),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stack.errors import BadRequest
 from stack.models.args import ModelArgs
 from stack.models.folders import Folder, facts
 from stack.models.sources import fetch
@@ -21,15 +23,24 @@ def open_model(args: ModelArgs, settings: Settings, meter: Meter) -> LocalModel:
     """Raises BadRequest when the source cannot be served."""
     # Read when torch is loaded: OpenMP's idle threads would spin on CPUs that the kernels' threads need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    folder = fetch(args.source, settings.model_cache)
+    folder = fetch(args.source, settings.model_cache, storage=settings.storage)
+    kind = facts(Folder.local(folder)).kind
+    if kind == "adapter":
+        raise BadRequest(
+            f"{args.source} is a LoRA adapter, which its base model's replicas serve: register it over HTTP, "
+            "with metadata.base_model"
+        )
     if args.model_type == "embedding":
         from stack.engine.embedding.model import open_embedding_model
 
         return open_embedding_model(args, folder, meter)
-    if facts(Folder.local(folder)).kind == "classifier":
+    if kind == "classifier":
         from stack.engine.classifier.model import open_classifier
 
         return open_classifier(args, folder)
     from stack.engine.text.open import open_text_model
 
-    return open_text_model(args, folder, meter)
+    def fetch_adapter(source: str) -> Path:
+        return fetch(source, settings.model_cache, storage=settings.storage)
+
+    return open_text_model(args, folder, meter, fetch_adapter)

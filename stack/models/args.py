@@ -32,6 +32,9 @@ class ModelArgs(BaseModel):
     )
     max_batch: int = Field(32, ge=1, le=1024, description="Requests that decode together on a replica.")
     max_queue: int = Field(256, ge=0, description="Requests that may wait on a replica; beyond it 429.")
+    max_adapters: int = Field(
+        16, ge=1, le=1024, description="LoRA adapters that a replica holds; the least recently used one goes."
+    )
     num_cpus: float = Field(1.0, gt=0, description="CPUs that Ray sets aside for a replica.")
     threads: int | Literal["all"] | None = Field(
         None,

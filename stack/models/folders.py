@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stack.errors import BadRequest
+from stack.models import lora
 
-ModelKind = Literal["llm", "embedding", "classifier"]
+ModelKind = Literal["llm", "embedding", "classifier", "adapter"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
@@ -74,6 +75,9 @@ def facts(folder: Folder) -> Facts:
 
 
 def _facts(folder: Folder) -> Facts:
+    if lora.is_adapter(folder.names):
+        lora.read_config(folder.json(lora.CONFIG), folder.where)
+        return Facts(kind="adapter")
     require_safe_weights(folder)
     config = folder.json("config.json")
     if not isinstance(config, dict) or (not config and "modules.json" not in folder.names):
@@ -103,8 +107,11 @@ def require_safe_weights(folder: Folder) -> None:
     """Only safetensors are loaded: a pickle runs code when it is read."""
     tensors = {name for name in folder.names if name.endswith(".safetensors")}
     pickles = sorted(name for name in folder.names if name.endswith(PICKLES) and "training_args" not in name)
-    if "adapter_config.json" in folder.names and "config.json" not in folder.names:
-        raise BadRequest(f"{folder.where} is an adapter, not a whole model; give its base model's source")
+    if lora.CONFIG in folder.names and "config.json" not in folder.names:
+        raise BadRequest(
+            f"{folder.where} is an adapter without {lora.WEIGHTS}, the only file that its weights are read "
+            "from; save it with save_pretrained of PEFT"
+        )
     if not tensors and pickles:
         raise BadRequest(
             f"{folder.where} has its weights as pickles only ({pickles[0]}), which may run code when loaded. "
@@ -164,19 +171,30 @@ def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
 
 
 def check_safetensors(path: Path) -> None:
-    """Compare a file's length with its header's (https://huggingface.co/docs/safetensors): copies get cut."""
+    """BadRequest for a file that is cut short or none of safetensors."""
+    tensor_shapes(path)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors by name, from its header.
+
+    Its length is compared with the header's (https://huggingface.co/docs/safetensors): copies get cut.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
             header: dict[str, Any] = json.loads(file.read(length if length <= min(size, 100 << 20) else 0))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            header.pop("__metadata__", None)
+            ends = [tensor["data_offsets"][1] for tensor in header.values()]
+            shapes = {name: tuple(map(int, tensor["shape"])) for name, tensor in header.items()}
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise BadRequest(f"{path} is not a safetensors file") from error
     if 8 + length + max(ends, default=0) != size:
         raise BadRequest(
             f"{path} is cut short: {size} bytes of {8 + length + max(ends, default=0)}; copy it again"
         )
+    return shapes
 
 
 def text_architectures() -> frozenset[str]:

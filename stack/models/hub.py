@@ -132,7 +132,7 @@ def inspect(source: HubSource, timeout_s: float) -> Listing:
 def _describes(name: str) -> bool:
     return name in {
         "config.json", "modules.json", "sentence_bert_config.json", "tokenizer_config.json",
-        "model.safetensors.index.json",
+        "model.safetensors.index.json", "adapter_config.json",
     } or re.fullmatch(r"\d_\w+/config\.json", name) is not None  # fmt: skip
 
 

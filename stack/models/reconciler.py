@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from stack.models.adapters import base_of
 from stack.models.args import ModelArgs
 from stack.models.registration import to_args
 from stack.schemas.models import Model
@@ -69,7 +70,8 @@ class Reconciler:
         }
         await self._show_declared(declared)
         registered = await self._models.list(declared=False)
-        wanted = {model.identifier: to_args(model) for model in registered}
+        # Adapters are served by their base models' replicas, and their states are those of the bases.
+        wanted = {model.identifier: to_args(model) for model in registered if base_of(model) is None}
         await self._deploy(wanted, applications)
         await self._delete(wanted, applications)
         await self._write_status({**wanted, **declared}, applications)

@@ -3,7 +3,8 @@
 A model's source is `provider_model_id`, or else the `model_id` itself (see `stack.models.sources`). For an
 OpenAI-compatible endpoint the source is its base URL and, after `#`, the model's name there:
 `https://host/v1#name`; without `#name` it is the `model_id`. Keys of `metadata` that are fields of ModelArgs
-set how the model is served; all others are kept and mean nothing here.
+set how the model is served, `base_model` makes it a LoRA adapter of that model (`stack.models.adapters`);
+all others are kept and mean nothing here.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from pydantic import ValidationError
 
 from stack.engine.remote.openai import OpenAIModel, api_key, open_client
 from stack.errors import BadRequest, StackError
-from stack.models import sources
+from stack.models import adapters, sources
 from stack.models.args import SERVING_FIELDS, ModelArgs, ProviderId
 from stack.models.endpoint import Endpoint
 from stack.models.folders import Facts
 from stack.schemas.models import Model, ModelType, RegisterModelRequest
 from stack.settings import Settings
+from stack.store.model_status import ModelStatuses
 
 _KINDS = {"transformers": ("llm",), "sentence-transformers": ("embedding",), "openai": ("llm", "embedding")}
 _DEFAULT_CONTEXT = 8192
 _ENDPOINT_TIMEOUT_S = 4.0
 
 
-async def check(request: RegisterModelRequest, settings: Settings) -> Model:
+async def check(request: RegisterModelRequest, settings: Settings, statuses: ModelStatuses) -> Model:
     """The model to register; BadRequest, within seconds, when it could not be served."""
     source = request.provider_model_id or request.model_id
     metadata = dict(request.metadata or {})
@@ -38,12 +40,19 @@ async def check(request: RegisterModelRequest, settings: Settings) -> Model:
             f"there is no model provider {provider!r}, only {', '.join(get_args(ProviderId))}; without "
             "provider_id the source decides"
         )
+    if "base_model" in metadata and provider in (None, "transformers"):
+        return await adapters.check(request, metadata["base_model"], source, settings, statuses)
     # Cheap checks go before those that may ask the network.
     _serving_args(metadata)
     if provider == "openai":
         facts = await _check_endpoint(request, source, settings)
     else:
         facts = await sources.check(source, settings)
+    if facts.kind == "adapter":
+        raise BadRequest(
+            f"{source} is a LoRA adapter: set metadata.base_model to the id of the registered model that it "
+            "was trained on"
+        )
     model_type = request.model_type or _type_of(facts) or ("llm" if provider == "openai" else None)
     if model_type is None:
         raise BadRequest(
@@ -119,7 +128,9 @@ def _serving_args(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def _type_of(facts: Facts) -> ModelType | None:
     """The API has two types of models; a classifier is an `llm`, which reads text."""
-    return "llm" if facts.kind == "classifier" else facts.kind
+    if facts.kind is None:
+        return None
+    return "embedding" if facts.kind == "embedding" else "llm"
 
 
 def _check_type(source: str, provider: str, model_type: str, facts: Facts) -> None:

@@ -10,6 +10,7 @@ import httpx
 from stack.engine.base import Inference
 from stack.engine.remote.openai import OpenAIModel, api_key
 from stack.errors import BadRequest, NotReady
+from stack.models import adapters
 from stack.models.registration import to_args
 from stack.schemas.models import Model, ModelType
 from stack.settings import Settings
@@ -24,9 +25,10 @@ class Serving:
         settings: Settings,
         statuses: ModelStatuses,
         remote: httpx.AsyncClient,
-        inference: Callable[[str], Inference],
+        inference: Callable[..., Inference],
     ) -> None:
-        """`remote` is the client to OpenAI-compatible endpoints, `inference` a replicated model by its id."""
+        """`remote` is the client to OpenAI-compatible endpoints. `inference` gives a replicated model by its
+        id, and by its id and an `Adapter` the model with the adapter."""
         self._settings, self._statuses = settings, statuses
         self._remote, self._inference = remote, inference
 
@@ -50,13 +52,19 @@ class Serving:
             args = to_args(model)
             key = api_key(args, self._settings, provider_data or {})
             return OpenAIModel(args, self._remote, key), _context_length(model, {})
+        base_id = adapters.base_of(model)
+        if base_id is not None:
+            adapter, status = await adapters.resolve(self._statuses, model, base_id)
         if status is None or status.state != "ready":
             raise _not_ready(model_id, status)
-        return self._inference(model_id), _context_length(model, status.description)
+        length = _context_length(model, status.description)
+        if base_id is not None:
+            return self._inference(base_id, adapter), length
+        return self._inference(model_id), length
 
     async def find(self, model_id: str) -> tuple[Model, ModelStatus | None]:
         """A model, and what is known of how it is served. Raises NotFound."""
-        return await self._statuses.find(model_id)
+        return await adapters.find(self._statuses, model_id)
 
 
 _WRONG_TYPE = {

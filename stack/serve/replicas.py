@@ -9,18 +9,21 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from stack.errors import StackError
+from stack.errors import BadRequest, StackError
 from stack.models.args import ModelArgs
 from stack.serve.cluster import ServeCluster
 from stack.serve.meter import ServeMeter
 
 if TYPE_CHECKING:
-    from stack.engine.base import LocalModel, Priority, Probabilities
+    from stack.engine.adapters.loaded import Adapters
+    from stack.engine.base import Adapter, LocalModel, Priority, Probabilities
     from stack.engine.embedding.model import EmbeddingModel
     from stack.engine.embedding.vectors import Spans, Vectors
+    from stack.engine.text.model import TextModel
     from stack.schemas.inference import (
         ChatCompletionRequest,
         ChatCompletionResponseStreamChunk,
@@ -29,8 +32,12 @@ if TYPE_CHECKING:
         EmbeddingsRequest,
     )
     from stack.serve import ReconcilerArgs
+    from stack.settings import Settings
 
 log = logging.getLogger(__name__)
+
+SWEEP_S = 3.0  # how often a replica looks which of its adapters were deleted
+
 T = TypeVar("T")
 
 
@@ -42,20 +49,45 @@ class Model:
         from stack.logs import configure_logging
         from stack.settings import get_settings
 
-        configure_logging(get_settings().log_level)
-        self._inference: LocalModel = open_model(args, get_settings(), ServeMeter("model_id", args.model_id))
+        settings = get_settings()
+        configure_logging(settings.log_level)
+        self._settings = settings
+        self._inference: LocalModel = open_model(args, settings, ServeMeter("model_id", args.model_id))
+        self._adapters: AdapterLoader | None = None
+        self._adapters_held = args.max_adapters
 
-    async def completion(self, request: CompletionRequest) -> AsyncGenerator[CompletionResponseStreamChunk]:
-        async with contextlib.aclosing(_generator(self._inference.completion(request))) as chunks:
+    async def completion(
+        self, request: CompletionRequest, adapter: Adapter | None = None
+    ) -> AsyncGenerator[CompletionResponseStreamChunk]:
+        if adapter is None:
+            stream = self._inference.completion(request)
+        else:
+            stream = (await self._with(adapter)).completion(request, adapter=adapter)
+        async with contextlib.aclosing(_generator(stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def chat_completion(
-        self, request: ChatCompletionRequest
+        self, request: ChatCompletionRequest, adapter: Adapter | None = None
     ) -> AsyncGenerator[ChatCompletionResponseStreamChunk]:
-        async with contextlib.aclosing(_generator(self._inference.chat_completion(request))) as chunks:
+        if adapter is None:
+            stream = self._inference.chat_completion(request)
+        else:
+            stream = (await self._with(adapter)).chat_completion(request, adapter=adapter)
+        async with contextlib.aclosing(_generator(stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def _with(self, adapter: Adapter) -> TextModel:
+        """The model, once it holds the adapter."""
+        from stack.engine.text.model import TextModel
+
+        if not isinstance(self._inference, TextModel):
+            raise BadRequest(f"model {adapter.model_id!r}: its base model generates no text")
+        if self._adapters is None:
+            self._adapters = AdapterLoader(self._inference.adapters, self._settings, self._adapters_held)
+        await self._adapters.load(adapter)
+        return self._inference
 
     async def vectors(
         self, request: EmbeddingsRequest, first_index: int, priority: Priority, whole: bool
@@ -77,6 +109,53 @@ class Model:
         """Serve calls this when the replica ends, after its requests have."""
         if hasattr(self, "_inference"):  # else the constructor failed
             self._inference.close()
+
+
+class AdapterLoader:
+    """Loads adapters as Serve's multiplexed models, so that requests go where their adapter is already.
+
+    Serve remembers which were asked for last; `Adapters` decides what is in memory, since it knows which are
+    generating and which were deleted.
+    """
+
+    def __init__(self, adapters: Adapters, settings: Settings, limit: int) -> None:
+        self._adapters, self._settings = adapters, settings
+        self._asked: dict[str, Adapter] = {}
+        self._multiplexed = serve.multiplexed(max_num_models_per_replica=limit)(self._loader())
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def load(self, adapter: Adapter) -> None:
+        self._asked[adapter.key] = adapter
+        try:
+            await self._multiplexed(adapter.key)
+        finally:
+            self._asked.pop(adapter.key, None)
+
+    def _loader(self) -> Callable[[str], Awaitable[str]]:
+        async def load_adapter(key: str) -> str:
+            async with self._adapters.use(self._asked[key]):
+                return key
+
+        return load_adapter
+
+    async def _sweep(self) -> None:
+        """Free what is no longer registered."""
+        from stack.models.adapters import registered
+        from stack.store.database import open_database
+        from stack.store.model_status import ModelStatuses
+
+        while True:
+            try:
+                async with open_database(self._settings) as database:
+                    statuses = ModelStatuses(database)
+                    while True:
+                        await asyncio.sleep(SWEEP_S)
+                        held = [(adapter.model_id, adapter.source) for adapter in self._adapters.held]
+                        if held:
+                            await self._adapters.keep({a.key for a in await registered(statuses, held)})
+            except StackError:
+                log.exception("looking for deleted adapters failed, trying again")
+                await asyncio.sleep(SWEEP_S)
 
 
 def _generator(stream: AsyncIterator[T]) -> AsyncGenerator[T]:

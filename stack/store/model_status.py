@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -95,6 +95,14 @@ class ModelStatuses:
         async with self._database.read() as connection:
             rows = (await connection.execute(_FIND_ALL)).all()
         return sorted(map(self._pair, rows), key=lambda pair: pair[0].identifier)
+
+    async def registered_at(self, identifiers: Collection[str]) -> dict[str, datetime]:
+        """When each of these models was registered; those that are not are left out."""
+        query = select(resources.c.identifier, resources.c.created_at).where(
+            resources.c.type == "model", resources.c.identifier.in_(identifiers)
+        )
+        async with self._database.read() as connection:
+            return {row.identifier: row.created_at for row in await connection.execute(query)}
 
     def _pair(self, row: Row[Any]) -> tuple[Model, ModelStatus | None]:
         model = Model.model_validate_json(row.body)

@@ -145,8 +145,7 @@ class Storage:
 @asynccontextmanager
 async def open_storage(settings: Settings) -> AsyncGenerator[Storage]:
     """The storage of a stack: STACK_STORAGE_URL, or a folder in STACK_HOME."""
-    url = settings.storage_url or f"file://{settings.home.absolute() / 'storage'}"
-    storage = await asyncio.to_thread(_open, url)
+    storage = await asyncio.to_thread(_open, settings.storage)
     try:
         yield storage
     finally:

@@ -179,7 +179,7 @@ class Tokenizer:
 
 def weights_folder(plan: Plan, settings: Settings) -> Path:
     """The base model's folder on this node, fetched once."""
-    return fetch(plan.start.source, settings.model_cache)
+    return fetch(plan.start.source, settings.model_cache, storage=settings.storage)
 
 
 def _arrow(schema: pa.Schema, rows: list[tuple[list[int], ...]]) -> bytes:

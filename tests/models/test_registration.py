@@ -11,12 +11,16 @@ from stack.models import registration
 from stack.models.args import ModelArgs
 from stack.schemas.models import Model, RegisterModelRequest
 from stack.settings import Settings
+from stack.store.database import open_database
+from stack.store.model_status import ModelStatuses
 from tests.engine.remote.openai_server import Endpoint
 from tests.models.tiny import make_wheel
 
 
 async def check(settings: Settings, **request: Any) -> Model:
-    return await registration.check(RegisterModelRequest.model_validate(request), settings)
+    async with open_database(settings) as database:
+        statuses = ModelStatuses(database)
+        return await registration.check(RegisterModelRequest.model_validate(request), settings, statuses)
 
 
 async def test_a_text_model(settings: Settings, tiny_llama: Path) -> None:

@@ -11,10 +11,13 @@ interactive requests never wait for it longer than a step, and no slot has to st
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +72,7 @@ class Batcher:
         self._deliveries: list[Delivery] = []
         self._changed = threading.Condition()  # guards what follows
         self._waiting: Waiting[Request] = Waiting()
+        self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._open = 0  # requests that neither ended nor were cancelled
         self._deadline: float | None = None  # closing: when to give up on what is live
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -89,6 +93,16 @@ class Batcher:
                     return
         finally:
             self._abandon(mine)
+
+    async def call(self, function: Callable[[], None]) -> None:
+        """Run it in the compute thread, between two steps. Raises what it raises."""
+        future: Future[None] = Future()
+        with self._changed:
+            if self._deadline is not None:
+                raise NotReady("the model is shutting down; try again later")
+            self._calls.append((function, future))
+            self._changed.notify()
+        await asyncio.wrap_future(future)
 
     def close(self, grace_s: float = 0.0) -> None:
         """Take no more requests, let the others run for `grace_s`, fail the rest with NotReady."""
@@ -128,6 +142,7 @@ class Batcher:
 
     def _run(self) -> None:
         while self._work_to_do():
+            self._make_calls()
             started = time.perf_counter()
             try:
                 prompt_tokens = self._step()
@@ -145,11 +160,24 @@ class Batcher:
         for request in rest:
             self._end(request, NotReady("the model is shutting down; try again later"))
         self._hand_over()
+        self._make_calls()
+
+    def _make_calls(self) -> None:
+        while self._calls:
+            function, future = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                function()
+            except Exception as error:  # the caller's
+                future.set_exception(error)
+            else:
+                future.set_result(None)
 
     def _work_to_do(self) -> bool:
         """Waits until there is some. False: closed, and the grace is over."""
         with self._changed:
-            while not self._live and not self._waiting and self._deadline is None:
+            while not (self._live or self._waiting or self._calls) and self._deadline is None:
                 self._changed.wait()
             idle = not self._live and not self._waiting
             return self._deadline is None or (not idle and time.monotonic() < self._deadline)
@@ -172,7 +200,9 @@ class Batcher:
             if request is None:
                 return
             generation = request.generation
-            slot = self._slots.take(request.tokens, generation.priority, generation.media is None)
+            slot = self._slots.take(
+                request.tokens, generation.priority, generation.media is None, generation.adapter
+            )
             if slot is None:
                 victim = self._victim() if generation.priority is Priority.INTERACTIVE else None
                 if victim is None:

@@ -19,6 +19,7 @@ class Slot:
     computed: int = 0  # how many of the tokens are in the cache
     live: bool = False
     started: bool = False  # a live sequence computes from `computed` on; before, it may wait for a head
+    adapter: str | None = None  # whose keys and values these are
     shared: bool = True  # other prompts may use it; not so when images stand behind the tokens
     priority: Priority = Priority.INTERACTIVE
     released: int = 0  # a clock: the longest unused slot is taken first
@@ -48,19 +49,21 @@ class Slots:
         self._reuse = reuse
         self._clock = 0
 
-    def take(self, tokens: list[int], priority: Priority, shared: bool) -> Slot | None:
+    def take(
+        self, tokens: list[int], priority: Priority, shared: bool, adapter: str | None = None
+    ) -> Slot | None:
         """A free slot for a sequence, with `computed` set to what can stay; None when all are live."""
         free = [slot for slot in self.all if not slot.live]
         if not free:
             return None
-        heads = {slot.index: self._common(slot, tokens, shared) for slot in free}
+        heads = {slot.index: self._common(slot, tokens, shared, adapter) for slot in free}
         best = max(free, key=lambda slot: heads[slot.index])
         oldest = min(free, key=lambda slot: (slot.computed > 0, slot.released))
         # A conversation that goes on takes its slot again. A prompt that shares a lesser part with a slot
         # copies that part (see `head`), so that the slot's own conversation may go on, too.
         slot = best if 2 * heads[best.index] >= best.computed else oldest
         slot.computed = heads[slot.index] if heads[slot.index] >= MIN_REUSE else 0
-        slot.tokens, slot.priority, slot.shared = tokens, priority, shared
+        slot.tokens, slot.priority, slot.shared, slot.adapter = tokens, priority, shared, adapter
         slot.live, slot.started = True, False
         return slot
 
@@ -79,7 +82,7 @@ class Slots:
         for other in self.all:
             if other is slot:
                 continue
-            common = self._common(other, slot.tokens, slot.shared, known=True)
+            common = self._common(other, slot.tokens, slot.shared, slot.adapter, known=True)
             if common < least:
                 continue
             if min(common, other.computed) > longest:
@@ -90,9 +93,11 @@ class Slots:
             return Head(None, 0, True)
         return Head(source, longest, False) if longest >= least else Head(None, 0, False)
 
-    def _common(self, slot: Slot, tokens: list[int], shared: bool, known: bool = False) -> int:
+    def _common(
+        self, slot: Slot, tokens: list[int], shared: bool, adapter: str | None, known: bool = False
+    ) -> int:
         """Tokens at the start of both; the last of `tokens` is always computed anew, for its logits."""
-        if not (self._reuse and slot.shared and shared):
+        if not (self._reuse and slot.shared and shared) or slot.adapter != adapter:
             return 0
         limit = len(slot.tokens) if known else slot.computed
         return common_prefix(slot.tokens, tokens, min(limit, len(tokens) - 1))

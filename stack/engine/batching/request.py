@@ -59,6 +59,7 @@ class Request:
             self.tokens[start:end],
             wants_logits=end == len(self.tokens),
             media=self.generation.media if start == 0 else None,
+            adapter=self.generation.adapter,
         )
 
     def advance(self, token: int, logprobs: Logprobs | None, end_tokens: frozenset[int]) -> Output:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stack.engine.runners.kernels.native import NativeLlama
 from stack.engine.runners.llama_eager import EagerLlama
-from stack.engine.runners.llama_weights import LlamaShape, open_weights, supports
+from stack.engine.runners.llama_weights import LlamaShape, base_weight, open_weights, supports
 
 if TYPE_CHECKING:
     from stack.engine.base import Segment
@@ -37,6 +37,7 @@ class LlamaRunner:
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.model = model
+        self.adapters = model.adapters
 
     @classmethod
     def open(
@@ -64,7 +65,7 @@ class LlamaRunner:
             if native:
                 model = NativeLlama(shape, weights, slots, context_length, threads)
             else:
-                model = EagerLlama(shape, weights, slots, context_length, dtype, device)
+                model = EagerLlama(shape, weights, slots, context_length, dtype, device, base_weight(folder))
         log.info("%s: %s, %s, %d threads", folder.name, type(model).__name__, dtype, threads)
         return cls(model, slots, context_length, shape.vocab_size)
 

@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stack.engine.adapters.bank import Bank, Part, Plan, Site
 from stack.engine.runners.kernels.native import pages
 from stack.engine.runners.linear import Linear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stack.engine.base import Segment
     from stack.engine.runners.llama_weights import LlamaShape, Weights
 
@@ -26,15 +29,26 @@ ROUND = 32  # decode attends to a multiple of this many positions, so that few s
 FIRST_POSITIONS = 1024  # what an accelerator's cache begins with
 
 
+class _Linear(NamedTuple):
+    """A linear layer with what adapters add to it."""
+
+    base: Linear
+    site: Site
+
+    def __call__(self, x: Tensor, plan: Plan | None) -> Tensor:
+        y = self.base(x)
+        return y if plan is None else plan.add(self.site, x, y)
+
+
 class _Layer(NamedTuple):
     attention_norm: Tensor
-    qkv: Linear
+    qkv: _Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
-    output: Linear
+    output: _Linear
     mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    gate_up: _Linear
+    down: _Linear
 
 
 class _Batch(NamedTuple):
@@ -50,6 +64,7 @@ class _Batch(NamedTuple):
     length: int  # positions that they attend to
     mask: Tensor  # bool [singles, 1, 1, length]
     chunks: list[tuple[slice, int, int]]  # rows, slot, start
+    plan: Plan | None  # which rows want which adapter
 
 
 class EagerLlama:
@@ -63,13 +78,17 @@ class EagerLlama:
         context_length: int,
         dtype: torch.dtype,
         device: torch.device,
+        base_weight: Callable[[str], Tensor],
     ) -> None:
         self._shape, self._dtype, self._device = shape, dtype, device
         self._slots, self._context_length = slots, context_length
         self._embedding = weights["model.embed_tokens.weight"].to(device)
         self._layers = [self._layer(weights, f"model.layers.{i}.") for i in range(shape.layers)]
         self._norm = weights["model.norm.weight"].to(device)
-        self._head = Linear(self._embedding if shape.tied else weights["lm_head.weight"].to(device))
+        head = Linear(self._embedding if shape.tied else weights["lm_head.weight"].to(device))
+        self._head = _Linear(head, Site("head", [Part("lm_head", shape.vocab_size)], shape.hidden))
+        linears = [linear for layer in self._layers for linear in layer if isinstance(linear, _Linear)]
+        self.adapters = Bank([linear.site for linear in (*linears, self._head)], base_weight, dtype, device)
         cos, sin = shape.rotary(context_length)
         self._cos = torch.cat([cos, cos], -1).to(device, dtype)
         self._sin = torch.cat([-sin, sin], -1).to(device, dtype)  # the sign of rotate_half
@@ -90,15 +109,16 @@ class EagerLlama:
         x = F.embedding(batch.ids, self._embedding)
         for index, layer in enumerate(self._layers):
             x = x + self._attend(index, layer, self._rms(x, layer.attention_norm), batch)
-            gate, up = layer.gate_up(self._rms(x, layer.mlp_norm)).chunk(2, -1)
-            x = x + layer.down(F.silu(gate) * up)
+            gate, up = layer.gate_up(self._rms(x, layer.mlp_norm), batch.plan).chunk(2, -1)
+            x = x + layer.down(F.silu(gate) * up, batch.plan)
         last: dict[int, int] = {}
         row = -1
         for i in order:
             row += len(segments[i].tokens)
             last[i] = row
-        wanted = [last[i] for i, segment in enumerate(segments) if segment.wants_logits]
-        return self._head(self._rms(x[wanted], self._norm)).float()
+        asking = [i for i, segment in enumerate(segments) if segment.wants_logits]
+        plan = self.adapters.plan([segments[i].adapter for i in asking])
+        return self._head(self._rms(x[[last[i] for i in asking]], self._norm), plan).float()
 
     @torch.no_grad()
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
@@ -108,10 +128,13 @@ class EagerLlama:
     def _layer(self, weights: Weights, prefix: str) -> _Layer:
         attention, mlp = prefix + "self_attn.", prefix + "mlp."
 
-        def linear(*names: str) -> Linear:
-            weight = torch.cat([weights[name + ".weight"] for name in names])
+        def linear(*names: str) -> _Linear:
+            each = [weights[name + ".weight"] for name in names]
+            parts = [Part(name, len(weight)) for name, weight in zip(names, each, strict=True)]
             bias = weights.together(*(name + ".bias" for name in names))
-            return Linear(weight.to(self._device), None if bias is None else bias.to(self._device))
+            bias = None if bias is None else bias.to(self._device)
+            site = Site(names[0].removeprefix(prefix), parts, each[0].shape[1], bias)
+            return _Linear(Linear(torch.cat(each).to(self._device), bias), site)
 
         def norm(name: str) -> Tensor | None:
             weight = weights.get(name + ".weight")
@@ -163,8 +186,21 @@ class EagerLlama:
             single_slots = slice(slots[0], slots[0] + singles)  # a view of the cache, no copy
         seen = torch.arange(length, device=self._device)[None] <= where[2, :singles, None]
         cos, sin = self._cos[where[2]][:, None], self._sin[where[2]][:, None]
+        plan = None
+        if any(segment.adapter is not None for segment in segments):
+            plan = self.adapters.plan([segment.adapter for segment in segments for _ in segment.tokens])
         return _Batch(
-            where[0], where[1], where[2], cos, sin, singles, single_slots, length, seen[:, None, None], chunks
+            where[0],
+            where[1],
+            where[2],
+            cos,
+            sin,
+            singles,
+            single_slots,
+            length,
+            seen[:, None, None],
+            chunks,
+            plan,
         )
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -174,7 +210,7 @@ class EagerLlama:
         """Self-attention of all segments. x [rows, hidden]."""
         heads, kv_heads, head_dim = self._shape.heads, self._shape.kv_heads, self._shape.head_dim
         keys, values = self._keys[index], self._values[index]
-        qkv = layer.qkv(x).view(len(x), heads + 2 * kv_heads, head_dim)
+        qkv = layer.qkv(x, batch.plan).view(len(x), heads + 2 * kv_heads, head_dim)
         q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = self._rms(q, layer.q_norm), self._rms(k, layer.k_norm)
@@ -206,7 +242,7 @@ class EagerLlama:
                 is_causal=mask is None,
             )
             out[rows_of] = chunk[0].transpose(0, 1)
-        return layer.output(out.view(len(x), heads * head_dim))
+        return layer.output(out.view(len(x), heads * head_dim), batch.plan)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,3 +141,14 @@ def open_weights(folder: Path, dtype: torch.dtype) -> Iterator[Weights]:
             file = stack.enter_context(safe_open(folder / shard, framework="pt"))
             files.update(dict.fromkeys(file.keys(), file))
         yield Weights(files, dtype)
+
+
+def base_weight(folder: Path) -> Callable[[str], Tensor]:
+    """Reads a linear layer's weight anew, float32 [out, in], where the runner holds it in another layout."""
+
+    def read(module: str) -> Tensor:
+        with open_weights(folder, torch.float32) as weights:
+            tied = module == "lm_head" and "lm_head.weight" not in weights
+            return weights["model.embed_tokens.weight" if tied else f"{module}.weight"].clone()
+
+    return read

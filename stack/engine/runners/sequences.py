@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stack.engine.base import Segment
+from stack.engine.base import RunnerAdapters, Segment
 from stack.engine.runners.loading import load_model
 from stack.errors import BadRequest
 
@@ -35,6 +35,7 @@ class Progress:
 class SequenceRunner:
     """A `Runner` over any transformers model with a generation head."""
 
+    adapters: RunnerAdapters | None = None
     reuses_prefixes = False  # a recurrent state has no positions to go back to
 
     def __init__(self, model: Any, slots: int, context_length: int) -> None:

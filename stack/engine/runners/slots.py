@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stack.engine.base import Segment
+from stack.engine.base import RunnerAdapters, Segment
 from stack.engine.runners import slot_attention
 from stack.engine.runners.linear import pack_linears
 from stack.engine.runners.loading import is_multimodal, load_model
@@ -32,6 +32,7 @@ class SlotRunner:
     Raises Unservable when its logits are not those of the model as it was.
     """
 
+    adapters: RunnerAdapters | None = None
     reuses_prefixes = True
 
     def __init__(self, model: Any, slots: int, context_length: int) -> None:

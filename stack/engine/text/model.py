@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from stack.egress import read_image
-from stack.engine.base import Engine, Generation, Output, Priority, Probabilities
+from stack.engine.adapters.loaded import Adapters
+from stack.engine.base import Adapter, Engine, Generation, Output, Priority, Probabilities
 from stack.engine.grammar.compile import Grammar, GrammarCompiler, answer_grammar
 from stack.engine.text import chat
 from stack.engine.text.chat import ChatFormat, ToolUse, guard_prompt
@@ -64,6 +65,7 @@ class Parts:
     end_tokens: frozenset[int]
     describe: Mapping[str, Any]
     images: ReadsImages | None = None
+    adapters: Adapters | None = None  # None: the model takes none
     close: Callable[[], None] = lambda: None
 
 
@@ -88,29 +90,42 @@ class TextModel:
         self._streams = 0
 
     async def completion(
-        self, request: CompletionRequest, priority: Priority = Priority.INTERACTIVE
+        self,
+        request: CompletionRequest,
+        priority: Priority = Priority.INTERACTIVE,
+        adapter: Adapter | None = None,
     ) -> CompletionChunks:
         """The content is the prompt as it is: special tokens in it are meant."""
         text = chat.content_text(request.content, self.model_id)
         self._tokens.check_length(len(text))
         plan = await self._in_thread(self._plan_completion, request, text, priority)
-        outputs = self._outputs(plan.generation, bool(request.stream))
+        outputs = self._outputs(plan.generation, bool(request.stream), adapter)
         async with contextlib.aclosing(outputs):
             async for chunk in completion_chunks(outputs, len(plan.generation.prompt)):
                 yield chunk
 
     async def chat_completion(
-        self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
+        self,
+        request: ChatCompletionRequest,
+        priority: Priority = Priority.INTERACTIVE,
+        adapter: Adapter | None = None,
     ) -> ChatChunks:
         self._check_size(request)
         images = await self._read_images(request)
         plan = await self._in_thread(self._plan_chat, request, images, priority)
-        outputs = self._outputs(plan.generation, bool(request.stream))
+        outputs = self._outputs(plan.generation, bool(request.stream), adapter)
         async with contextlib.aclosing(outputs):
             async for chunk in chat_chunks(
                 outputs, len(plan.generation.prompt), plan.scanner, bool(request.stream)
             ):
                 yield chunk
+
+    @property
+    def adapters(self) -> Adapters:
+        """Raises BadRequest for a model that takes none."""
+        if self._parts.adapters is None:
+            raise BadRequest(f"model {self.model_id!r} takes no LoRA adapters")
+        return self._parts.adapters
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
         raise BadRequest(f"model {self.model_id!r} generates text; use an embedding model for embeddings")
@@ -130,6 +145,7 @@ class TextModel:
             "tool_prompt_formats": sorted(FORMATS),
             "default_tool_format": (native or JSON).id,
             "reads_images": self._parts.images is not None,
+            "takes_adapters": self._parts.adapters is not None,
             **({"guard_prompt": guard} if guard else {}),
             **self._parts.describe,
         }
@@ -155,7 +171,23 @@ class TextModel:
         contents = await asyncio.gather(*map(read_image, sources))
         return {id(source): content for source, content in zip(sources, contents, strict=True)}
 
-    async def _outputs(self, generation: Generation, stream: bool) -> AsyncGenerator[Output]:
+    def _outputs(
+        self, generation: Generation, stream: bool, adapter: Adapter | None
+    ) -> AsyncGenerator[Output]:
+        if adapter is None:
+            return self._generated(generation, stream)
+        return self._adapted(generation, stream, adapter)
+
+    async def _adapted(
+        self, generation: Generation, stream: bool, adapter: Adapter
+    ) -> AsyncGenerator[Output]:
+        async with self.adapters.use(adapter) as key:
+            outputs = self._generated(replace(generation, adapter=key), stream)
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    yield output
+
+    async def _generated(self, generation: Generation, stream: bool) -> AsyncGenerator[Output]:
         outputs = self._engine.generate(generation)
         assert isinstance(outputs, AsyncGenerator)
         async with contextlib.aclosing(outputs):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stack.engine.adapters.loaded import Adapters
 from stack.engine.batching.batcher import Batcher
 from stack.engine.runners.loading import is_multimodal, load_config, pick_device, pick_dtype, told
 from stack.engine.runners.open import open_runner
+from stack.engine.text.adapters import RunnerPlaces
 from stack.engine.text.chat import ChatFormat
 from stack.engine.text.model import Parts, TextModel
 from stack.errors import BadRequest
@@ -27,8 +29,13 @@ _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|end_of_turn|>")
 
 
-def open_text_model(args: ModelArgs, folder: Path, meter: Meter) -> TextModel:
-    """Load everything. Raises BadRequest when the folder cannot be served as `args` say."""
+def open_text_model(
+    args: ModelArgs, folder: Path, meter: Meter, fetch_adapter: Callable[[str], Path] = Path
+) -> TextModel:
+    """Load everything. Raises BadRequest when the folder cannot be served as `args` say.
+
+    `fetch_adapter` gives the local folder of an adapter's source.
+    """
     config = load_config(folder)
     tokenizer = load_tokenizer(folder)
     vision = _Images.open(folder) if is_multimodal(config) else None
@@ -46,6 +53,9 @@ def open_text_model(args: ModelArgs, folder: Path, meter: Meter) -> TextModel:
     )
     end_tokens = _end_tokens(folder, config, tokenizer)
     engine = Batcher(runner, tokenizer, end_tokens=end_tokens, max_queue=args.max_queue, meter=meter)
+    adapters = None
+    if runner.adapters is not None:
+        adapters = Adapters(RunnerPlaces(engine, runner.adapters, fetch_adapter, meter), args.max_adapters)
     parts = Parts(
         engine=engine,
         tokenizer=tokenizer,
@@ -53,6 +63,7 @@ def open_text_model(args: ModelArgs, folder: Path, meter: Meter) -> TextModel:
         vocab_size=runner.vocab_size,
         end_tokens=end_tokens,
         images=vision,
+        adapters=adapters,
         close=engine.close,
         describe={
             "architecture": next(iter(config.architectures or [config.model_type])),

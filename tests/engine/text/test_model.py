@@ -355,6 +355,7 @@ async def test_describe(model: TextModel) -> None:
         "tool_prompt_formats": ["function_tag", "json", "python_list"],
         "default_tool_format": "json",
         "reads_images": False,
+        "takes_adapters": True,
     }
 
 

@@ -20,7 +20,7 @@ from stack.engine.runners.kernels.build import library
 from stack.errors import StackError
 
 if TYPE_CHECKING:
-    from stack.engine.base import Segment
+    from stack.engine.base import RunnerAdapters, Segment
     from stack.engine.runners.llama_weights import LlamaShape, Weights
 
 MAX_ROWS = 512  # tokens in one pass through the layers; longer prompts take several passes
@@ -110,6 +110,8 @@ def zeros(count: int, huge: bool) -> Tensor:
 
 class NativeLlama:
     """Weights, cache and threads of one model. Not for use by two threads at once."""
+
+    adapters: RunnerAdapters | None = None
 
     @staticmethod
     def fits(shape: LlamaShape) -> bool:
