@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from typing import Any, Literal
 
 from mcp.server.mcpserver import Context, MCPServer
@@ -18,6 +19,9 @@ from mcp_types import (
 )
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+RELEASED = threading.Event()
+"""Ends what `echo` was asked to hold: the server may run in a thread of its own."""
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 
@@ -38,6 +42,8 @@ def mcp_server() -> MCPServer:
     @server.tool(structured_output=False)
     async def echo(text: str, seconds: float = 0.0) -> str:
         await asyncio.sleep(seconds)
+        while text == "held" and not RELEASED.is_set():  # noqa: ASYNC110  # set by another thread
+            await asyncio.sleep(0.01)
         return text
 
     @server.tool(structured_output=False)
