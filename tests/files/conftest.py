@@ -16,7 +16,7 @@ from stack.files.uploads import Upload, Uploads
 from stack.settings import Settings
 from stack.store.database import Database, open_database
 from stack.store.storage import Storage, open_storage
-from tests.store.conftest import new_postgres_database, postgres_url
+from tests.store.conftest import empty_postgres_database, postgres_url
 
 __all__ = ["postgres_url"]
 
@@ -66,7 +66,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     database, storage = request.param.split("-")
     return Settings(
         home=tmp_path / "home",
-        database_url=new_postgres_database(request.getfixturevalue("postgres_url"))
+        database_url=empty_postgres_database(request.getfixturevalue("postgres_url"))
         if database == "postgres"
         else None,
         # In memory, without rename and append: as an object store is.

@@ -22,11 +22,11 @@ from stack.store.tables import metadata, model_status, resources
 from tests.store.examples import model
 
 
-async def test_migrations_make_the_tables(database: Database) -> None:
+async def test_migrations_make_the_tables(new_settings: Settings) -> None:
     def differences(connection: Connection) -> Any:
         return compare_metadata(MigrationContext.configure(connection), metadata)
 
-    async with database.read() as connection:
+    async with open_database(new_settings) as database, database.read() as connection:
         assert await connection.run_sync(differences) == []
 
 
@@ -68,11 +68,11 @@ async def test_an_error_or_a_cancellation_rolls_back(database: Database) -> None
         await ModelStatuses(database).set("a", "ready")
 
 
-async def test_a_newer_database_is_refused_by_name(settings: Settings, database: Database) -> None:
-    async with database.write() as connection:
+async def test_a_newer_database_is_refused_by_name(new_settings: Settings) -> None:
+    async with open_database(new_settings) as database, database.write() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(ValueError, match=r"version '9999'.*STACK_DATABASE_URL"):
-        async with open_database(settings):
+        async with open_database(new_settings):
             pass
 
 
@@ -90,7 +90,7 @@ async def test_an_unreachable_server_is_not_ready(tmp_path: Path) -> None:
             pass
 
 
-PROCESSES, STEPS = 4, 25
+PROCESSES, STEPS = 4, 10
 
 
 def _work(home: str, url: str | None, start: Any, number: int) -> None:
@@ -121,11 +121,11 @@ async def _count(database: Database) -> None:
         await connection.execute(update(resources).where(row).values(body=new.model_dump_json()))
 
 
-def test_processes_may_start_and_write_at_once(settings: Settings) -> None:
+def test_processes_may_start_and_write_at_once(new_settings: Settings) -> None:
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(PROCESSES)
     processes = [
-        context.Process(target=_work, args=(str(settings.home), settings.database_url, start, number))
+        context.Process(target=_work, args=(str(new_settings.home), new_settings.database_url, start, number))
         for number in range(PROCESSES)
     ]
     for process in processes:
@@ -135,7 +135,7 @@ def test_processes_may_start_and_write_at_once(settings: Settings) -> None:
     assert [process.exitcode for process in processes] == [0] * PROCESSES
 
     async def models() -> list[Model]:
-        async with open_database(settings) as database:
+        async with open_database(new_settings) as database:
             return await Registry(database, Model).list()
 
     found = {each.identifier: each for each in asyncio.run(models())}
