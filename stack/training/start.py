@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stack.errors import BadRequest, NotFound, StackError
+from stack.models import lora
+from stack.models.adapters import base_of
 from stack.models.folders import Facts
 from stack.schemas.models import Model
 from stack.schemas.post_training import LoraFinetuningConfig
@@ -20,7 +22,6 @@ from stack.training.run import RUN
 from stack.training.weights import STORAGE, Weights, open_weights
 
 _CHECKPOINT = re.compile(r"(?P<job>[^/]+)/(?:(?P<run>[A-Za-z0-9._-]+)/)?(?P<name>checkpoint-\d+)")
-_CONFIG, _ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Known:
     """What training begins with, and what is known of it now. None: only once it is fetched."""
 
     start: Start
-    is_registered: bool = True  # an adapter on `start.model_id` could be served
+    is_registered: bool = True  # False for a checkpoint, which serves no adapters
     facts: Facts | None = None
     linears: Linears | None = None
     adapter: LoraFinetuningConfig | None = None  # of `start.adapter`
@@ -49,8 +50,8 @@ class Starts:
                 f"{field}: model {name[:80]!r} is not registered; GET /v1/models lists those, and the status "
                 "of a training job its checkpoints"
             ) from None
-        if (base := model.metadata.get("base_model")) is not None:
-            return await self._adapter(field, name, str(base), model.provider_resource_id)
+        if (base := base_of(model)) is not None:
+            return await self._adapter(field, name, base, model.provider_resource_id)
         return await self._whole(field, model)
 
     async def _whole(self, field: str, model: Model) -> Known:
@@ -111,7 +112,13 @@ class Starts:
         facts = await weights.facts()
         if facts.kind not in (None, "llm"):
             raise BadRequest(f"{field}: {start.model_id!r} is no model that writes text ({facts.kind})")
-        if "quantization_config" in await weights.json("config.json"):
+        config = await weights.json("config.json")
+        if "vision_config" in config:
+            raise BadRequest(
+                f"{field}: {start.model_id!r} reads pictures; models that read and write text "
+                "alone are trained"
+            )
+        if "quantization_config" in config:
             raise BadRequest(
                 f"{field}: the weights of {start.model_id!r} are quantised and cannot be trained; take the "
                 "model that they were made from"
@@ -128,9 +135,9 @@ class Starts:
 
 async def adapter_of(weights: Weights) -> LoraFinetuningConfig:
     """What an adapter trains, in the terms of a request. Raises BadRequest for what is none."""
-    if not {_CONFIG, _ADAPTER} <= weights.names:
-        raise BadRequest(f"{weights.where} is no adapter: it lacks {_CONFIG} or {_ADAPTER}")
-    config: dict[str, Any] = await weights.json(_CONFIG)
+    if not {lora.CONFIG, lora.WEIGHTS} <= weights.names:
+        raise BadRequest(f"{weights.where} is no adapter: it lacks {lora.CONFIG} or {lora.WEIGHTS}")
+    config: dict[str, Any] = await weights.json(lora.CONFIG)
     adapted = Linears.adapted(await weights.shapes())
     try:
         return LoraFinetuningConfig(
@@ -142,7 +149,7 @@ async def adapter_of(weights: Weights) -> LoraFinetuningConfig:
             use_dora=bool(config.get("use_dora")),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise BadRequest(f"{weights.where}: {_CONFIG} has no numbers r and lora_alpha") from error
+        raise BadRequest(f"{weights.where}: {lora.CONFIG} has no numbers r and lora_alpha") from error
 
 
 def check_same(field: str, name: str, adapter: LoraFinetuningConfig, wanted: LoraFinetuningConfig) -> None:

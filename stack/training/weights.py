@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from stack.errors import BadRequest
-from stack.models import hub, wheels
-from stack.models.buckets import Bucket
+from stack.models import sources
 from stack.models.cache import folder_for, is_filled
 from stack.models.folders import Facts, Folder, facts
-from stack.models.sources import parse
 from stack.settings import Settings
 from stack.store.storage import Storage
 
@@ -66,7 +64,7 @@ class Weights:
 async def open_weights(source: str, settings: Settings, storage: Storage) -> Weights | None:
     """None for what has to be fetched first."""
     if source.startswith(STORAGE):
-        prefix = source.removeprefix(STORAGE).rstrip("/")
+        prefix = sources.StorageSource.parse(source).path
         names = [path.removeprefix(f"{prefix}/") for path in await storage.find(prefix)]
         return Weights(
             source, frozenset(names), lambda name, start, end: storage.read(f"{prefix}/{name}", start, end)
@@ -76,13 +74,20 @@ async def open_weights(source: str, settings: Settings, storage: Storage) -> Wei
 
 def _local(source: str, settings: Settings) -> Weights | None:
     folder = local_folder(source, settings)
-    if folder is None:
+    if folder is None or not _is_complete(Folder.local(folder)):
         return None
 
     async def read(name: str, start: int, end: int | None) -> bytes:
         return await asyncio.to_thread(_read, folder / name, start, end)
 
     return Weights(source, Folder.local(folder).names, read)
+
+
+def _is_complete(folder: Folder) -> bool:
+    """A look at a hub's model leaves its configuration alone in the cache, a broken download some weights."""
+    indexes = [name for name in folder.names if name.endswith("safetensors.index.json")]
+    shards = {shard for name in indexes for shard in folder.json(name).get("weight_map", {}).values()}
+    return any(name.endswith(".safetensors") for name in folder.names) and shards <= folder.names
 
 
 def _read(path: Path, start: int, end: int | None) -> bytes:
@@ -93,23 +98,8 @@ def _read(path: Path, start: int, end: int | None) -> bytes:
 
 def local_folder(source: str, settings: Settings) -> Path | None:
     """The folder that a fetch would give, if it is on this machine by now. Blocks; asks nobody."""
-    cache = settings.model_cache
-    match parse(source):
-        case Path() as path:
-            return _converted(path, cache)
-        case wheels.WheelSource() as wheel:
-            if is_filled(folder := folder_for(cache, source)):
-                return folder
-            installed = wheels.installed(wheel)
-            return installed if installed is not None and installed.is_dir() else None
-        case hub.HubSource() as model:
-            found = hub.cached(model)
-            return None if found is None else _converted(found, cache)
-        case Bucket():
-            copies = [f for f in cache.glob(f"{folder_for(cache, source).name}-*") if is_filled(f)]
-            return max(copies, key=lambda folder: folder.stat().st_mtime, default=None)
-        case _:  # the storage's, which is read where it is
-            return None
+    found = sources.local_folder(source, settings)
+    return None if found is None else _converted(found, settings.model_cache)
 
 
 def _converted(path: Path, cache: Path) -> Path | None:
