@@ -18,6 +18,8 @@ from stack.engine.adapters.ranks import Range, Ranks
 from stack.engine.adapters.weights import Lora
 from stack.errors import BadRequest
 
+NOBODY = -2  # owns the free ranks; rows without an adapter are those of -1
+
 
 class Part(NamedTuple):
     """One of the base model's linear layers in a site, which may hold several side by side."""
@@ -34,8 +36,8 @@ class Site:
     parts: Sequence[Part]
     inputs: int
     bias: Tensor | None = None  # [outputs]
-    a: Tensor | None = None  # [capacity, inputs]
-    b: Tensor | None = None  # [capacity, outputs]
+    a: Tensor | None = None  # [capacity, inputs] in the bank's layout
+    b: Tensor | None = None  # [capacity, outputs] in the bank's layout
     scale: Tensor | None = None  # [adapters, outputs], less 1: of DoRA
 
     @property
@@ -44,8 +46,9 @@ class Site:
 
 
 class Addition(NamedTuple):
-    """What an adapter adds at one site."""
+    """What an adapter adds at one site, the matrices in the bank's layout once they are prepared."""
 
+    ranks: int
     a: Tensor  # [ranks, inputs]
     b: Tensor  # [ranks, outputs]
     scale: Tensor | None  # [outputs], less 1
@@ -94,7 +97,7 @@ def _addition(site: Site, loras: Sequence[Lora | None], weight: Callable[[str], 
             rank += len(lora.a)
         output += part.outputs
     return Addition(
-        a, b, scale if any(lora is not None and lora.magnitude is not None for lora in loras) else None
+        ranks, a, b, scale if any(lora is not None and lora.magnitude is not None for lora in loras) else None
     )
 
 
@@ -110,19 +113,42 @@ class Bank:
     ) -> None:
         self.sites = sites
         self._weight, self._dtype, self._device = weight, dtype, device
-        self.ranks = {site.kind: Ranks() for site in sites}
-        self.owners: dict[str, Tensor] = {}  # kind -> int64 [capacity]: an adapter's number or -1
+        self.ranks = {site.kind: Ranks(self.unit) for site in sites}
+        self.owners: dict[
+            str, Tensor
+        ] = {}  # kind -> int32 [capacity]: the number of the adapter that has a rank
         self.numbers: dict[str, int] = {}
         self.scaled: set[str] = set()  # the adapters that have scales
+
+    # The layout of the matrices: a runner may have its own.
+
+    unit = 1  # an adapter has a multiple of so many ranks
+
+    def _shapes(self, site: Site, ranks: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of a and b."""
+        return (ranks, site.inputs), (ranks, site.outputs)
+
+    def _views(self, a: Tensor, b: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Some ranks of both."""
+        return a[low:high], b[low:high]
+
+    def _laid_out(self, site: Site, added: Addition) -> Addition:
+        a, b, scale = (
+            None if tensor is None else tensor.to(self._device, self._dtype)
+            for tensor in (added.a, added.b, added.scale)
+        )
+        assert a is not None
+        assert b is not None
+        return Addition(added.ranks, a, b, scale)
+
+    def _changed(self, site: Site) -> None:
+        """The site has other matrices than before."""
 
     # In any thread.
 
     def prepare(self, lora: Mapping[str, Lora]) -> Prepared:
         found = additions(self.sites, lora, self._weight)
-        return {site: Addition(*(self._here(tensor) for tensor in added)) for site, added in found.items()}  # type: ignore[arg-type]
-
-    def _here(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(self._device, self._dtype)
+        return {site: self._laid_out(site, added) for site, added in found.items()}
 
     # In the runner's thread.
 
@@ -135,13 +161,14 @@ class Bank:
             self.scaled.add(key)
         for kind in {site.kind for site in prepared}:
             ranks, before = self.ranks[kind], self.ranks[kind].capacity
-            taken = ranks.take(key, max(len(x.a) for site, x in prepared.items() if site.kind == kind))
+            taken = ranks.take(key, max(x.ranks for site, x in prepared.items() if site.kind == kind))
             self._lay_out(kind, before)
             self.owners[kind][taken.low : taken.high] = number
         for site in self.sites:
             taken_here = self.ranks[site.kind].ranges.get(key)
             if taken_here is not None and (site in prepared or site.a is not None):
                 self._write(site, taken_here, prepared.get(site), number)
+            self._changed(site)
 
     @torch.no_grad()
     def remove(self, key: str) -> None:
@@ -151,11 +178,12 @@ class Bank:
             before = ranks.capacity
             freed = ranks.free(key)
             if freed is not None:
-                self.owners[kind][freed.low : freed.high] = -1
+                self.owners[kind][freed.low : freed.high] = NOBODY
                 self._lay_out(kind, before)
         for site in self.sites:
             if site.scale is not None and number is not None:
                 site.scale = None if not self.scaled else _zeroed(site.scale, number)
+            self._changed(site)
 
     def plan(self, adapters: Sequence[str | None]) -> Plan | None:
         """For rows that want these adapters; None when none wants any."""
@@ -166,34 +194,45 @@ class Bank:
         capacity = self.ranks[kind].capacity
         if capacity == before:
             return
-        owners = torch.full((capacity,), -1, device=self._device)
+        owners = torch.full((capacity,), NOBODY, dtype=torch.int32, device=self._device)
         if (old := self.owners.get(kind)) is not None:
             owners[: len(old)] = old[:capacity]
         self.owners[kind] = owners
         for site in self.sites:
             if site.kind == kind and site.a is not None and site.b is not None:
-                site.a, site.b = self._resized(site.a, capacity), self._resized(site.b, capacity)
+                old_a, old_b = site.a, site.b
+                site.a, site.b = self._new(site, capacity)
+                kept = min(before, capacity)
+                if site.a is not None and site.b is not None:
+                    views = self._views(site.a, site.b, 0, kept), self._views(old_a, old_b, 0, kept)
+                    for new, old in zip(*views, strict=True):
+                        new.copy_(old)
 
-    def _resized(self, matrix: Tensor, capacity: int) -> Tensor | None:
+    def _new(self, site: Site, capacity: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Zeros; nothing for no ranks."""
         if not capacity:
-            return None
-        resized = torch.zeros(capacity, matrix.shape[1], dtype=self._dtype, device=self._device)
-        kept = min(capacity, len(matrix))
-        resized[:kept] = matrix[:kept]
-        return resized
+            return None, None
+        a, b = (
+            torch.zeros(shape, dtype=self._dtype, device=self._device)
+            for shape in self._shapes(site, capacity)
+        )
+        return a, b
 
     def _write(self, site: Site, taken: Range, added: Addition | None, number: int) -> None:
         if site.a is None or site.b is None:
-            capacity = self.ranks[site.kind].capacity
-            site.a = torch.zeros(capacity, site.inputs, dtype=self._dtype, device=self._device)
-            site.b = torch.zeros(capacity, site.outputs, dtype=self._dtype, device=self._device)
-        for matrix, own in ((site.a, added and added.a), (site.b, added and added.b)):
-            matrix[taken.low : taken.high] = 0
-            if own is not None:
-                matrix[taken.low : taken.low + len(own)] = own
-        if added is not None and added.scale is not None:
+            site.a, site.b = self._new(site, self.ranks[site.kind].capacity)
+        assert site.a is not None
+        assert site.b is not None
+        for view in self._views(site.a, site.b, *taken):
+            view.zero_()
+        if added is None:
+            return
+        views = self._views(site.a, site.b, taken.low, taken.low + added.ranks)
+        for view, own in zip(views, (added.a, added.b), strict=True):
+            view.copy_(own)
+        if added.scale is not None:
             count = max(number + 1, 0 if site.scale is None else len(site.scale))
-            scale = torch.zeros(count, site.outputs, dtype=self._dtype, device=self._device)
+            scale = added.scale.new_zeros(count, len(added.scale))
             if site.scale is not None:
                 scale[: len(site.scale)] = site.scale
             scale[number] = added.scale

@@ -19,7 +19,7 @@ from stack.engine.runners.llama_eager import EagerLlama
 from stack.engine.runners.llama_weights import LlamaShape, base_weight, open_weights, supports
 
 if TYPE_CHECKING:
-    from stack.engine.base import Segment
+    from stack.engine.base import RunnerAdapters, Segment
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class LlamaRunner:
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.model = model
-        self.adapters = model.adapters
+        self.adapters: RunnerAdapters | None = model.adapters
 
     @classmethod
     def open(
@@ -63,7 +63,7 @@ class LlamaRunner:
         with open_weights(folder, dtype) as weights:
             model: NativeLlama | EagerLlama
             if native:
-                model = NativeLlama(shape, weights, slots, context_length, threads)
+                model = NativeLlama(shape, weights, slots, context_length, threads, base_weight(folder))
             else:
                 model = EagerLlama(shape, weights, slots, context_length, dtype, device, base_weight(folder))
         log.info("%s: %s, %s, %d threads", folder.name, type(model).__name__, dtype, threads)

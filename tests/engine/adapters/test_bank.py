@@ -92,6 +92,9 @@ def test_adapters_come_and_go(base: Path, model: Any, folders: dict[str | None, 
     bank.remove("dora")
     check(None, "head", "all")
     put("patterns")
+    bank.remove("patterns")
+    check("all", None, "head", None)  # what it left must not reach the rows of the base
+    put("patterns")
     put("dora head")
     check("all", "patterns", "dora head", "head", None)
     bank.remove("all")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stack.engine.adapters.weights import Lora
 from stack.engine.base import Segment
 from stack.engine.runners.kernels import build, native
 from stack.engine.runners.kernels.native import MAX_ROWS, NativeLlama
@@ -93,10 +95,34 @@ class Pair:
         shape, tensors = model(**options)
         files = dict.fromkeys(tensors, tensors)
         assert NativeLlama.fits(shape)
-        self.native = NativeLlama(shape, Weights(files, torch.bfloat16), slots, context, threads)
         weights = Weights(files, torch.float32)
-        self.eager = EagerLlama(shape, weights, slots, context, torch.float32, torch.device("cpu"))
+
+        def weight(module: str) -> Tensor:
+            name = "model.embed_tokens" if module == "lm_head" and shape.tied else module
+            return weights[f"{name}.weight"]
+
+        self.native = NativeLlama(shape, Weights(files, torch.bfloat16), slots, context, threads, weight)
+        self.eager = EagerLlama(shape, weights, slots, context, torch.float32, torch.device("cpu"), weight)
         self.vocab_size = shape.vocab_size
+
+    def add(self, key: str, lora: dict[str, Lora]) -> None:
+        for bank in (self.native.adapters, self.eager.adapters):
+            bank.add(key, bank.prepare(lora))
+
+    def remove(self, key: str) -> None:
+        for bank in (self.native.adapters, self.eager.adapters):
+            bank.remove(key)
+
+    def lora(self, rank: int, *names: str, dora: bool = False) -> dict[str, Lora]:
+        """Random, for the linear layers whose names end so; of the size of the layers' own outputs."""
+        made = {}
+        for site in self.eager.adapters.sites:
+            for part in site.parts:
+                if part.name.endswith(names):
+                    a = torch.randn(rank, site.inputs) / site.inputs**0.5
+                    magnitude = 0.5 + 2 * torch.rand(part.outputs) if dora else None
+                    made[part.name] = Lora(a, torch.randn(part.outputs, rank) / rank**0.5, magnitude)
+        return made
 
     def tokens(self, count: int) -> list[int]:
         return torch.randint(0, self.vocab_size, (count,)).tolist()
@@ -268,3 +294,45 @@ def test_without_kernels_models_still_run(
     finally:
         get_settings.cache_clear()
         build.library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"heads": 5, "kv_heads": 5, "hidden": 32, "intermediate": 48, "vocab_size": 17},
+        {"heads": 14, "kv_heads": 2, "biases": "qkvogud", "tied": False, "vocab_size": 512},
+    ],
+    ids=repr,
+)
+def test_adapters(kernels: ctypes.CDLL, options: dict[str, Any]) -> None:
+    pair = Pair(slots=6, **options)
+    everything = ("_proj", "lm_head")
+    pair.add("attention", pair.lora(8, "q_proj", "k_proj", "v_proj", "o_proj"))
+    pair.add("mlp", pair.lora(3, "gate_proj", "down_proj"))
+    pair.add("dora", pair.lora(5, *everything, dora=True))
+    pair.add("head", pair.lora(20, "lm_head", "1.mlp.up_proj"))
+    keys = ["attention", None, "dora", "mlp", "head", "dora"]
+    prompts = [pair.tokens(count) for count in (30, 21, 3, 1, 60, 40)]
+    pair.check([Segment(i, 0, prompt, adapter=keys[i]) for i, prompt in enumerate(prompts)])
+    steps = [Segment(i, len(prompts[i]), pair.tokens(1), adapter=keys[i]) for i in range(6)]
+    mixed = pair.check(steps)
+    assert (pair.check([replace(step, adapter=None) for step in steps[:1]])[0] - mixed[0]).abs().max() > 0.5
+    # What is left of those that went must not reach the base's rows, nor the next one's.
+    pair.remove("mlp")
+    pair.remove("dora")
+    keys = ["attention", None, "head"]
+    pair.check([Segment(i, 0, prompts[i], adapter=keys[i]) for i in range(3)])
+    pair.add("next", pair.lora(2, "v_proj", "up_proj", "down_proj", "lm_head"))
+    keys = [None, "next", "head", "attention", "next"]
+    pair.check([Segment(i, 0, prompts[i], adapter=keys[i]) for i in range(5)])
+    for key in ("attention", "head", "next"):
+        pair.remove(key)
+    pair.check([Segment(0, 0, prompts[0])])
+
+
+def test_an_adapter_in_a_prompt_of_several_passes(kernels: ctypes.CDLL) -> None:
+    pair = Pair(slots=2, context=2 * MAX_ROWS)
+    pair.add("a", pair.lora(4, "_proj", "lm_head"))
+    prompt = pair.tokens(MAX_ROWS + 90)
+    pair.check([Segment(0, 0, pair.tokens(60)), Segment(1, 0, prompt, adapter="a")])

@@ -90,6 +90,7 @@ typedef enum {
     STORE,  /* float out [rows, n] = y */
     ADD,    /* float out [rows, n] += y */
     SWIGLU, /* bf16 out [rows, n / 2] = silu(gate) * up; blocks of gate and up alternate */
+    MASK,   /* bf16 out [rows, n] = y where the row wants the adapter that owns the column, else 0 */
 } Then;
 
 typedef struct {
@@ -98,8 +99,43 @@ typedef struct {
     int k, n;
 } Linear;
 
+/* What adapters change in a product: y = (1 + scale) * (x . W) + inner . B, or which columns of it a row has. */
+typedef struct {
+    const int *adapters; /* [rows]: each row's adapter, -1 for none */
+    const int *owners;   /* [n], for MASK: each column's adapter */
+    const bf16 *inner;   /* [rows, ranks], as MASK has left it */
+    int ranks;
+    Blocked b;           /* [ranks, n] */
+    const float *scale;  /* [scaled, n padded to whole blocks], of DoRA; or NULL */
+    int scaled;
+} Added;
+
+/* buffer[r] = (1 + scale) * buffer[r] + inner[r] . B for `blocks` blocks of columns. */
+static void add_adapters(const Added *added, int row, int rows, int block, int blocks, int all_blocks, float *buffer) {
+    for (int r = 0; added->scale && r < rows; r++) {
+        const int adapter = added->adapters[row + r];
+        if (adapter < 0 || adapter >= added->scaled) continue;
+        const float *scale = added->scale + ((long)adapter * all_blocks + block) * LANES;
+        float *y = buffer + r * BUFFER_COLUMNS;
+        for (int c = 0; c < blocks * LANES; c += LANES) store(y + c, load(y + c) * (1.0f + load(scale + c)));
+    }
+    const Blocked b = {added->b.data + block * added->b.block, added->b.block, added->b.step};
+    for (int r = 0, nr; r < rows; r += nr) {
+        nr = part(rows - r, TILE_ROWS);
+        TILE_TABLE[nr - 1][blocks - 1](added->inner + (long)(row + r) * added->ranks, added->ranks, b, added->ranks / 2,
+                                       buffer + r * BUFFER_COLUMNS, BUFFER_COLUMNS, true, NULL, 0, 0);
+    }
+}
+
+/* out[r] = v where the row's adapter owns the column; n is a whole number of blocks. */
+INLINE void store_masked(bf16 *out, vf v, const int *owners, int adapter) {
+    vi owner;
+    memcpy(&owner, owners, sizeof owner);
+    store_bf16(out, (vf)((vi)v & (owner == adapter)));
+}
+
 static void epilogue(const float *buffer, int rows, int column, int blocks, const Linear *linear, Then then,
-                     void *out, long stride) {
+                     void *out, long stride, const int *adapters, const int *owners) {
     for (int r = 0; r < rows; r++) {
         const float *y = buffer + r * BUFFER_COLUMNS;
         for (int b = 0; b < blocks; b++) {
@@ -112,6 +148,10 @@ static void epilogue(const float *buffer, int rows, int column, int blocks, cons
                 store_bf16((bf16 *)out + r * stride + c / 2, v / (1.0f + vexp(-v)) * up);
                 continue;
             }
+            if (then == MASK) {
+                store_masked((bf16 *)out + r * stride + c, v, owners + c, adapters[r]);
+                continue;
+            }
             float *o = (float *)out + r * stride + c;
             if (n < LANES) {
                 for (int i = 0; i < n; i++) o[i] = then == ADD ? o[i] + v[i] : v[i];
@@ -122,13 +162,14 @@ static void epilogue(const float *buffer, int rows, int column, int blocks, cons
     }
 }
 
-/* out = then(x [rows, k] . W + bias): this thread's share of the columns. */
+/* out = then(x [rows, k] . W + bias): this thread's share of the columns. `added` is NULL where no adapter counts. */
 static void linear_share(const Pool *pool, int thread, const Linear *linear, const bf16 *x, int rows, Then then,
-                         void *out, long stride) {
+                         void *out, long stride, const Added *added) {
     const int unit = then == SWIGLU ? 2 : 1, k = linear->k, tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     _Alignas(64) float buffer[BUFFER_ROWS * BUFFER_COLUMNS];
+    const int all_blocks = (linear->n + LANES - 1) / LANES;
     int block, end;
-    share(pool, thread, (linear->n + LANES - 1) / LANES, unit, &block, &end);
+    share(pool, thread, all_blocks, unit, &block, &end);
     for (int nb; block < end; block += nb) {
         nb = part((end - block) / unit, TILE_BLOCKS / unit) * unit;
         const bf16 *panel = linear->weight + (long)block * k * LANES;
@@ -147,8 +188,11 @@ static void linear_share(const Pool *pool, int thread, const Linear *linear, con
                                                (done + 1) * ahead / tiles);
                 }
             }
-            void *o = then == SWIGLU ? (void *)((bf16 *)out + row * stride) : (void *)((float *)out + row * stride);
-            epilogue(buffer, nrows, block * LANES, nb, linear, then, o, stride);
+            if (added && then != MASK) add_adapters(added, row, nrows, block, nb, all_blocks, buffer);
+            const bool narrow = then == SWIGLU || then == MASK;
+            void *o = narrow ? (void *)((bf16 *)out + row * stride) : (void *)((float *)out + row * stride);
+            epilogue(buffer, nrows, block * LANES, nb, linear, then, o, stride, added ? added->adapters + row : NULL,
+                     added ? added->owners : NULL);
         }
     }
 }

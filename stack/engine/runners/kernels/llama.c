@@ -6,6 +6,23 @@
 #include "pool.h"
 #include "attention.h"
 
+/* Adapters' matrices for one linear layer. Each adapter has ranks of its own, whole blocks of them. */
+typedef struct {
+    const bf16 *a;      /* packed [k, capacity], or NULL when no adapter changes this layer */
+    const bf16 *b;      /* packed [capacity, n], its blocks in the layer's order */
+    const float *scale; /* [scaled, n padded to whole blocks], less 1; or NULL */
+    int capacity, scaled;
+} Adapters;
+
+/* Which ranks count in a pass, for each kind of linear layer. */
+enum { QKV, OUTPUT, GATE_UP, DOWN, HEAD, KINDS };
+typedef struct {
+    const int *rows, *wanted; /* the adapter of each row, and of each row whose logits are wanted */
+    const int *owners[KINDS]; /* [capacity]: the adapter that has a rank */
+    struct { int low, high; } ranks[KINDS];
+    bf16 *inner; /* [max_rows, the most ranks of a kind] */
+} Plan;
+
 typedef struct {
     const float *attention_norm, *mlp_norm; /* [hidden] */
     const float *q_norm, *k_norm;           /* [head_dim] or NULL */
@@ -14,6 +31,7 @@ typedef struct {
     Linear gate_up;                         /* [hidden, 2 * intermediate] */
     Linear down;                            /* [intermediate, hidden] */
     bf16 *keys, *values;                    /* [slots, kv_heads, positions * head_dim] */
+    Adapters adapters[HEAD];                /* of qkv, output, gate_up and down */
 } Layer;
 
 typedef struct {
@@ -23,6 +41,7 @@ typedef struct {
     const float *norm;     /* [hidden] */
     Linear head;           /* [hidden, vocabulary] */
     const Layer *layers;
+    const Adapters *head_adapters;
 } Model;
 
 typedef struct { int slot, start, count; } Segment; /* as in stack/engine/base.py */
@@ -46,6 +65,7 @@ typedef struct {
     int rows, task_count, wanted_count;
     const int *tokens, *wanted;
     float *logits;
+    const Plan *plan; /* NULL: the base model alone */
 } Call;
 
 static void embed(const Model *m, int token, float *x) {
@@ -81,6 +101,28 @@ static void attention_share(const Call *call, Pool *pool, int thread, const Laye
     }
 }
 
+/* linear_share with what the adapters of the rows add. Two phases, with a barrier between them. */
+static void adapted_share(const Call *call, Pool *pool, int thread, const Linear *linear, const Adapters *adapters,
+                          int kind, const bf16 *x, int rows, Then then, void *out, long stride) {
+    const Plan *plan = call->plan;
+    if (!plan || !adapters->a || plan->ranks[kind].low == plan->ranks[kind].high) {
+        linear_share(pool, thread, linear, x, rows, then, out, stride, NULL);
+        return;
+    }
+    const int low = plan->ranks[kind].low, ranks = plan->ranks[kind].high - low, k = linear->k;
+    const Added added = {.adapters = kind == HEAD ? plan->wanted : plan->rows,
+                         .owners = plan->owners[kind] + low,
+                         .inner = plan->inner,
+                         .ranks = ranks,
+                         .b = {adapters->b + (long)low * LANES, (long)adapters->capacity * LANES, 2 * LANES},
+                         .scale = adapters->scale,
+                         .scaled = adapters->scaled};
+    const Linear down = {adapters->a + (long)low * k, NULL, k, ranks};
+    linear_share(pool, thread, &down, x, rows, MASK, plan->inner, ranks, &added);
+    barrier(pool);
+    linear_share(pool, thread, linear, x, rows, then, out, stride, &added);
+}
+
 static void forward(void *argument, Pool *pool, int thread) {
     const Call *call = argument;
     const Runner *s = call->runner;
@@ -95,7 +137,7 @@ static void forward(void *argument, Pool *pool, int thread) {
         for (int r = first; r < last; r++)
             rms_norm(s->x + (long)r * m->hidden, layer->attention_norm, m->hidden, a->eps, s->normed + (long)r * m->hidden);
         barrier(pool);
-        linear_share(pool, thread, &layer->qkv, s->normed, rows, STORE, s->qkv, qkv_width);
+        adapted_share(call, pool, thread, &layer->qkv, &layer->adapters[QKV], QKV, s->normed, rows, STORE, s->qkv, qkv_width);
         barrier(pool);
         for (int r = first; r < last; r++)
             rope_and_store(a, s->qkv + (long)r * qkv_width, layer->q_norm, layer->k_norm, s->slot[r], s->position[r],
@@ -103,21 +145,25 @@ static void forward(void *argument, Pool *pool, int thread) {
         barrier(pool);
         attention_share(call, pool, thread, layer);
         barrier(pool);
-        linear_share(pool, thread, &layer->output, s->attended, rows, ADD, s->x, m->hidden);
+        adapted_share(call, pool, thread, &layer->output, &layer->adapters[OUTPUT], OUTPUT, s->attended, rows, ADD, s->x,
+                      m->hidden);
         barrier(pool);
         for (int r = first; r < last; r++)
             rms_norm(s->x + (long)r * m->hidden, layer->mlp_norm, m->hidden, a->eps, s->normed + (long)r * m->hidden);
         barrier(pool);
-        linear_share(pool, thread, &layer->gate_up, s->normed, rows, SWIGLU, s->activation, m->intermediate);
+        adapted_share(call, pool, thread, &layer->gate_up, &layer->adapters[GATE_UP], GATE_UP, s->normed, rows, SWIGLU,
+                      s->activation, m->intermediate);
         barrier(pool);
-        linear_share(pool, thread, &layer->down, s->activation, rows, ADD, s->x, m->hidden);
+        adapted_share(call, pool, thread, &layer->down, &layer->adapters[DOWN], DOWN, s->activation, rows, ADD, s->x,
+                      m->hidden);
         barrier(pool);
     }
     share(pool, thread, call->wanted_count, 1, &first, &last);
     for (int i = first; i < last; i++)
         rms_norm(s->x + (long)call->wanted[i] * m->hidden, m->norm, m->hidden, a->eps, s->normed + (long)i * m->hidden);
     barrier(pool);
-    linear_share(pool, thread, &m->head, s->normed, call->wanted_count, STORE, call->logits, m->vocabulary);
+    adapted_share(call, pool, thread, &m->head, m->head_adapters, HEAD, s->normed, call->wanted_count, STORE, call->logits,
+                  m->vocabulary);
 }
 
 /* Names that Python calls. */
@@ -162,10 +208,12 @@ Runner *stack_new(const Model *model) {
     return NULL;
 }
 
-/* tokens [sum of counts <= max_rows]; wanted: rows whose logits are written to `logits` [wanted_count, vocabulary]. */
+/* tokens [sum of counts <= max_rows]; wanted: rows whose logits are written to `logits` [wanted_count, vocabulary];
+ * plan: NULL when no row wants an adapter. */
 void stack_forward(Runner *s, const Segment *segments, int segment_count, const int *tokens, const int *wanted,
-                   int wanted_count, float *logits) {
-    Call call = {.runner = s, .tokens = tokens, .wanted = wanted, .wanted_count = wanted_count, .logits = logits};
+                   int wanted_count, float *logits, const Plan *plan) {
+    Call call = {.runner = s, .tokens = tokens, .wanted = wanted, .wanted_count = wanted_count, .logits = logits,
+                 .plan = plan};
     for (int i = 0; i < segment_count; i++) {
         Segment segment = segments[i];
         for (int j = 0; j < segment.count; j++) {

@@ -10,17 +10,20 @@ import math
 import mmap
 import sys
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_long, c_void_p
-from typing import TYPE_CHECKING
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_long, c_void_p, pointer
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from stack.engine.runners.kernels.adapters import NativeBank, PassPlan, SiteAdapters
 from stack.engine.runners.kernels.build import library
 from stack.errors import StackError
 
 if TYPE_CHECKING:
-    from stack.engine.base import RunnerAdapters, Segment
+    from collections.abc import Callable
+
+    from stack.engine.base import Segment
     from stack.engine.runners.llama_weights import LlamaShape, Weights
 
 MAX_ROWS = 512  # tokens in one pass through the layers; longer prompts take several passes
@@ -43,6 +46,7 @@ class _Layer(Structure):
         ("down", _Linear),
         ("keys", c_void_p),
         ("values", c_void_p),
+        ("adapters", SiteAdapters * 4),
     ]
 
 
@@ -72,7 +76,17 @@ class _Model(Structure):
         ("norm", c_void_p),
         ("head", _Linear),
         ("layers", POINTER(_Layer)),
+        ("head_adapters", POINTER(SiteAdapters)),
     ]
+
+
+class _Piece(NamedTuple):
+    """Of a segment, in one pass."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    adapter: str | None
 
 
 class _Segment(Structure):
@@ -86,7 +100,9 @@ def _kernels() -> ctypes.CDLL | None:
         kernels.stack_new.argtypes = [POINTER(_Model)]
         kernels.stack_free.argtypes = [c_void_p]
         kernels.stack_pack.argtypes = [c_void_p, c_int, c_int, c_void_p, c_long]
-        kernels.stack_forward.argtypes = [c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_void_p]
+        kernels.stack_forward.argtypes = [
+            c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_void_p, POINTER(PassPlan),
+        ]  # fmt: skip
     return kernels
 
 
@@ -111,8 +127,6 @@ def zeros(count: int, huge: bool) -> Tensor:
 class NativeLlama:
     """Weights, cache and threads of one model. Not for use by two threads at once."""
 
-    adapters: RunnerAdapters | None = None
-
     @staticmethod
     def fits(shape: LlamaShape) -> bool:
         """Whether the kernels are there and the model's widths are whole vectors."""
@@ -123,7 +137,13 @@ class NativeLlama:
         return all(n % lanes == 0 for n in (shape.hidden, shape.intermediate, shape.head_dim // 2))
 
     def __init__(
-        self, shape: LlamaShape, weights: Weights, slots: int, context_length: int, threads: int
+        self,
+        shape: LlamaShape,
+        weights: Weights,
+        slots: int,
+        context_length: int,
+        threads: int,
+        base_weight: Callable[[str], Tensor],
     ) -> None:
         kernels = _kernels()
         if kernels is None:
@@ -143,6 +163,7 @@ class NativeLlama:
         self._cache_pages = pages(2 * math.prod(cache), huge=False)
         self._cache = torch.frombuffer(self._cache_pages, dtype=torch.bfloat16).view(cache)
         self._reached = [0] * slots  # positions that have been written since the last release
+        self._head_adapters = SiteAdapters()
         self._layers = (_Layer * shape.layers)(*(self._layer(shape, weights, i) for i in range(shape.layers)))
         embedding = self._pack(weights["model.embed_tokens.weight"])
         head = embedding if shape.tied else self._pack(weights["lm_head.weight"])
@@ -168,7 +189,10 @@ class NativeLlama:
             norm=self._keep(weights["model.norm.weight"]),
             head=_Linear(head, None, shape.hidden, shape.vocab_size),
             layers=self._layers,
+            head_adapters=pointer(self._head_adapters),
         )
+        places = [layer.adapters for layer in self._layers]
+        self.adapters = NativeBank(shape, base_weight, self._lanes, places, self._head_adapters, MAX_ROWS)
         self._runner: int | None = kernels.stack_new(byref(model))
         if not self._runner:
             raise MemoryError(f"no memory for the buffers of {MAX_ROWS} tokens and {threads} threads")
@@ -180,7 +204,7 @@ class NativeLlama:
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """float32 [segments that want logits, vocab_size]."""
         logits = self._logits(sum(segment.wants_logits for segment in segments))
-        part: list[tuple[int, int, Sequence[int]]] = []  # slot, start, tokens
+        part: list[_Piece] = []
         wanted: list[int] = []
         rows = done = 0
         for segment in segments:
@@ -193,7 +217,7 @@ class NativeLlama:
                     done += self._pass(part, wanted, logits[done:])
                     part, wanted, rows = [], [], 0
                 tokens = segment.tokens[at : at + MAX_ROWS - rows]
-                part.append((segment.slot, segment.start + at, tokens))
+                part.append(_Piece(segment.slot, segment.start + at, tokens, segment.adapter))
                 rows += len(tokens)
                 at += len(tokens)
             if segment.wants_logits:
@@ -213,16 +237,21 @@ class NativeLlama:
             self._output = pages(4 * count, huge=True)
         return torch.frombuffer(self._output, dtype=torch.float32, count=count).view(rows, -1)
 
-    def _pass(self, part: list[tuple[int, int, Sequence[int]]], wanted: list[int], logits: Tensor) -> int:
-        tokens = [token for _, _, some in part for token in some]
+    def _pass(self, part: list[_Piece], wanted: list[int], logits: Tensor) -> int:
+        tokens = [token for piece in part for token in piece.tokens]
+        plan = None
+        if any(piece.adapter is not None for piece in part):
+            adapters = [piece.adapter for piece in part for _ in piece.tokens]
+            plan = self.adapters.pass_plan(adapters, [adapters[row] for row in wanted])
         self._kernels.stack_forward(
             self._runner,
-            (_Segment * len(part))(*(_Segment(slot, start, len(some)) for slot, start, some in part)),
+            (_Segment * len(part))(*(_Segment(piece.slot, piece.start, len(piece.tokens)) for piece in part)),
             len(part),
             (c_int * len(tokens))(*tokens),
             (c_int * len(wanted))(*wanted),
             len(wanted),
             logits.data_ptr(),
+            plan,
         )
         return len(wanted)
 
