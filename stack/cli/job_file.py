@@ -52,7 +52,8 @@ def read(file: Path, changes: Iterable[str]) -> Submission:
     piped = str(file) == "-"
     if not piped and not file.is_file():
         raise CliError(f"there is no file {file}; see: stack jobs submit --help")
-    data, lines = parse_text(sys.stdin.read(), Path("stdin")) if piped else parse(file)
+    file = Path("stdin") if piped else file
+    data, lines = parse_text(sys.stdin.read(), file) if piped else parse(file)
     for change in changes:
         _set(data, change)
     if "kind" not in data:

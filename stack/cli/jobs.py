@@ -187,8 +187,8 @@ def _lines(job: Mapping[str, Any]) -> list[str]:
         "took": _duration(job),
         "detail": job["detail"],
     }
-    lines = [f"{name + ':':10}{value}" for name, value in values.items() if value not in (None, "")]
-    lines += [f"{name + ':':10}{value}" for name, value in _results(job["result"] or {})]
+    lines = [f"{name + ': ':10}{value}" for name, value in values.items() if value not in (None, "")]
+    lines += [f"{name + ': ':10}{value}" for name, value in _results(job["result"] or {})]
     lines += [f"item {item['item']} failed: {item['error']}" for item in job["failed_items"]]
     return lines
 
