@@ -16,14 +16,10 @@ SEARCH, LOGGERS = "hyperparam_search_config", "logger_config"
 MAX_VALUES = 100
 MAX_TRIALS = 1000
 HIGHER_IS_BETTER = ("rewards/margins", "rewards/accuracies", "rewards/chosen")
+_DPO = (*HIGHER_IS_BETTER, "chosen_loss")
 METRICS = {
     "sft": ("train_loss", "validation_loss", "perplexity"),
-    "dpo": (
-        "train_loss",
-        "validation_loss",
-        *HIGHER_IS_BETTER,
-        *(f"validation_{m}" for m in HIGHER_IS_BETTER),
-    ),
+    "dpo": ("train_loss", "validation_loss", *_DPO, *(f"validation_{metric}" for metric in _DPO)),
 }
 """What the trials of a method report."""
 
