@@ -90,7 +90,7 @@ async def test_an_unreachable_server_is_not_ready(tmp_path: Path) -> None:
             pass
 
 
-PROCESSES, STEPS = 4, 10
+PROCESSES, STEPS = 4, 25
 
 
 def _work(home: str, url: str | None, start: Any, number: int) -> None:
