@@ -47,8 +47,8 @@ def continue_adapter(base: Any, folder: Path, config: LoraFinetuningConfig, name
     found = PeftConfig.from_pretrained(str(folder))
     _check_same(found, config)
     found.inference_mode, found.base_model_name_or_path = False, name
+    wanted = set(module_paths(base, config))  # before the adapter's own layers are among them
     model = Adapted(base, found, ADAPTER)
-    wanted = set(module_paths(base, config))
     if (has := _adapted(model)) != wanted:
         raise BadRequest(f"the adapter is on other modules: {_difference(has, wanted)}; ask for the same")
     set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), ADAPTER)
