@@ -120,6 +120,8 @@ class Jobs:
 
     async def get(self, job_id: str) -> Job:
         """Raises NotFound."""
+        if not _ID.match(job_id):  # Postgres would choke on a NUL
+            raise NotFound("job", job_id)
         async with self.database.read() as connection:
             row = (await connection.execute(select(jobs).where(jobs.c.id == job_id))).one_or_none()
         if row is None:

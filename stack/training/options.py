@@ -15,6 +15,7 @@ from stack.training.plan import Loggers, Parameter, Plan, Search
 SEARCH, LOGGERS = "hyperparam_search_config", "logger_config"
 MAX_VALUES = 100
 MAX_TRIALS = 1000
+MAX_PARAMETERS = 20
 HIGHER_IS_BETTER = ("rewards/margins", "rewards/accuracies", "rewards/chosen")
 _DPO = (*HIGHER_IS_BETTER, "chosen_loss")
 METRICS = {
@@ -44,6 +45,10 @@ def parse_search(config: Mapping[str, Any], method: str, has_validation: bool) -
         raise BadRequest(
             f"{SEARCH}.metric: {search.metric} needs training_config.data_config.validation_dataset_id; give "
             "it, or take train_loss"
+        )
+    if len(search.parameters) > MAX_PARAMETERS:
+        raise BadRequest(
+            f"{SEARCH}.parameters: at most {MAX_PARAMETERS} are searched, not {len(search.parameters)}"
         )
     for name, parameter in search.parameters.items():
         _check_parameter(f"{SEARCH}.parameters.{name[:80]}", parameter)
@@ -143,4 +148,4 @@ def check_trials(plan: Plan) -> None:
                 trial = with_values(plan, {name: value})
                 check_numbers(trial.training, trial.algorithm, trial.alignment)
             except BadRequest as error:
-                raise BadRequest(f"{where}: {value} will not do: {error}") from error
+                raise BadRequest(f"{where}: {str(value)[:80]} will not do: {error}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stack.errors import BadRequest, NotFound, StackError
@@ -33,6 +34,7 @@ class Known:
     facts: Facts | None = None
     linears: Linears | None = None
     adapter: LoraFinetuningConfig | None = None  # of `start.adapter`
+    left_out: str | None = None  # a layer that the adapter lacks, so that it can only be merged
 
 
 class Starts:
@@ -67,7 +69,7 @@ class Starts:
         source = model.provider_resource_id
         known = await self._known(field, Start(model_id=model.identifier, source=source))
         if known.facts is None and isinstance(limit := model.metadata.get("context_length"), int):
-            return Known(known.start, facts=Facts(context_length=limit))
+            return replace(known, facts=Facts(context_length=limit))
         return known
 
     async def _adapter(self, field: str, name: str, base: str, source: str) -> Known:
@@ -79,9 +81,11 @@ class Starts:
             ) from None
         known = await self._whole(field, model)
         start = known.start.model_copy(update={"adapter": source})
-        weights = await self._open(source)
-        adapter = None if weights is None else await adapter_of(weights)
-        return Known(start, True, known.facts, known.linears, adapter)
+        if (weights := await self._open(source)) is None:
+            return replace(known, start=start)
+        adapted = Linears.adapted(await weights.shapes())
+        left_out = None if known.linears is None else known.linears.lacks(adapted)
+        return replace(known, start=start, adapter=await adapter_of(weights, adapted), left_out=left_out)
 
     async def _checkpoint(self, field: str, name: str, parts: re.Match[str]) -> Known:
         try:
@@ -100,9 +104,20 @@ class Starts:
                 f"last {plan.checkpoints_kept} are kept; the status of job {job.id!r} lists them"
             )
         if plan.trains_adapter:
+            await self._check_unchanged(field, name, plan.start)
             return await self._adapter(field, name, plan.start.model_id, f"{STORAGE}{path}")
         known = await self._known(field, Start(model_id=name, source=f"{STORAGE}{path}"))
-        return Known(known.start, False, known.facts, known.linears)
+        return replace(known, is_registered=False)
+
+    async def _check_unchanged(self, field: str, name: str, start: Start) -> None:
+        """Raises BadRequest for an adapter of a base model that is another one by now."""
+        with suppress(NotFound):
+            source = (await self._models.get(start.model_id)).provider_resource_id
+            if source != start.source:
+                raise BadRequest(
+                    f"{field}: the adapter {name!r} is of {start.model_id!r} as it was at {start.source!r}, "
+                    f"but that is registered with {source!r} by now; register the former under another id"
+                )
 
     async def _known(self, field: str, start: Start) -> Known:
         """Look into a whole model's files."""
@@ -133,12 +148,11 @@ class Starts:
             raise StackError(f"the weights at {source} cannot be read: {error.strerror}") from error
 
 
-async def adapter_of(weights: Weights) -> LoraFinetuningConfig:
+async def adapter_of(weights: Weights, adapted: Linears) -> LoraFinetuningConfig:
     """What an adapter trains, in the terms of a request. Raises BadRequest for what is none."""
     if not {lora.CONFIG, lora.WEIGHTS} <= weights.names:
         raise BadRequest(f"{weights.where} is no adapter: it lacks {lora.CONFIG} or {lora.WEIGHTS}")
     config: dict[str, Any] = await weights.json(lora.CONFIG)
-    adapted = Linears.adapted(await weights.shapes())
     try:
         return LoraFinetuningConfig(
             lora_attn_modules=sorted(adapted.attention),
@@ -150,6 +164,15 @@ async def adapter_of(weights: Weights) -> LoraFinetuningConfig:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadRequest(f"{weights.where}: {lora.CONFIG} has no numbers r and lora_alpha") from error
+
+
+def check_whole(field: str, name: str, known: Known) -> None:
+    """Raises BadRequest for an adapter that no LoraFinetuningConfig tells: it is not trained on."""
+    if known.left_out is not None:
+        raise BadRequest(
+            f"{field}: the adapter {name!r} leaves out some layers ({known.left_out}); an adapter is trained "
+            "on when it is on all layers of its kinds. supervised-fine-tune without algorithm_config merges it"
+        )
 
 
 def check_same(field: str, name: str, adapter: LoraFinetuningConfig, wanted: LoraFinetuningConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 from stack.datasets.datasets import Datasets
@@ -24,7 +25,7 @@ from stack.training.data_checks import resolve
 from stack.training.folder import check_apart, folder_of
 from stack.training.options import check_trials, parse_loggers, parse_search
 from stack.training.plan import KINDS, Data, Plan, Resources
-from stack.training.start import Known, Starts, check_same
+from stack.training.start import Known, Starts, check_same, check_whole
 
 _LOCK = "training-folders"
 
@@ -55,7 +56,7 @@ class Submissions:
                 request.finetuned_model,
                 known,
                 self._settings.dpo_adapter,
-                "STACK_DPO_ADAPTER: ",
+                "the adapter of STACK_DPO_ADAPTER does not fit: ",
             )
         elif known.adapter is None:
             raise BadRequest(
@@ -63,6 +64,7 @@ class Submissions:
                 "register it from a folder or the server's storage"
             )
         else:
+            check_whole("finetuned_model", request.finetuned_model, known)
             algorithm = known.adapter
         return await self._submit(request, "dpo", known, algorithm, request.algorithm_config)
 
@@ -94,7 +96,7 @@ class Submissions:
             checkpoint_s=self._settings.train_checkpoint_s,
             checkpoints_kept=self._settings.train_checkpoints_kept,
         )
-        check_trials(plan)
+        await asyncio.to_thread(check_trials, plan)
         return await self._enter(plan)
 
     async def _data(
@@ -148,6 +150,7 @@ def _algorithm(name: str, known: Known, wanted: AlgorithmConfig | None) -> Algor
     if known.start.adapter is None:
         return _new_adapter("model", name, known, wanted)
     wanted = check_lora(wanted, known.linears)
+    check_whole("model", name, known)
     if known.adapter is not None:
         check_same("model", name, known.adapter, wanted)
     return wanted

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +14,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from llama_stack_client import AsyncLlamaStackClient
+from safetensors.torch import load_file, save_file
 
 from stack.app import create_app
 from stack.context import Stack, open_stack
@@ -91,8 +94,32 @@ def adapter(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def odd(tiny_llama: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models that cannot be trained, and an adapter that lacks some layers."""
+    configs: dict[str, dict[str, Any]] = {
+        "quantised": {"quantization_config": {"quant_method": "gptq"}},
+        "pictures": {"vision_config": {}},
+        "classifier": {"architectures": ["LlamaForSequenceClassification"]},
+        "damaged": {},
+    }
+    folders = {name: tmp_path_factory.mktemp("odd") / name for name in (*configs, "part")}
+    for name, config in configs.items():
+        shutil.copytree(tiny_llama, folders[name])
+        file = folders[name] / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    (folders["damaged"] / "model.safetensors").write_bytes(b"\x10" * 64)
+    shutil.copytree(adapter, folders["part"])
+    weights = load_file(adapter / "adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "up_proj" not in name}
+    save_file(kept, folders["part"] / "adapter_model.safetensors")
+    return folders
+
+
 @pytest.fixture
-async def app(settings: Settings, tiny_llama: Path, adapter: Path) -> AsyncIterator[FastAPI]:
+async def app(
+    settings: Settings, tiny_llama: Path, adapter: Path, odd: dict[str, Path]
+) -> AsyncIterator[FastAPI]:
     """With models and datasets for all that may be asked."""
     app = create_app(lambda: open_stack(settings))
     async with app.router.lifespan_context(app):
@@ -104,6 +131,12 @@ async def app(settings: Settings, tiny_llama: Path, adapter: Path) -> AsyncItera
             model("remote", provider_id="openai", provider_resource_id="https://host/v1#x"),
             model("elsewhere", provider_resource_id="org/not-here", metadata={"context_length": 32}),
             model("adapter", provider_resource_id=str(adapter), metadata={"base_model": "tiny"}),
+            model("part", provider_resource_id=str(odd["part"]), metadata={"base_model": "tiny"}),
+            *(
+                model(name, provider_resource_id=str(folder))
+                for name, folder in odd.items()
+                if name != "part"
+            ),
             model("orphan", provider_resource_id=str(adapter), metadata={"base_model": "nobody"}),
         ):
             await stack.models.register(found)
@@ -255,6 +288,12 @@ BAD_FINE_TUNES: list[tuple[dict[str, Any], str]] = [
     ({"model": "embedder"}, "model: 'embedder' is an embedding model; text models are trained here"),
     ({"model": "remote"}, "model: 'remote' is served elsewhere (provider openai)"),
     ({"model": "orphan"}, "model: 'orphan' is an adapter of 'nobody', which is not registered"),
+    ({"model": "quantised"}, "model: the weights of 'quantised' are quantised and cannot be trained"),
+    ({"model": "pictures"}, "model: 'pictures' reads pictures; models that read and write text alone"),
+    ({"model": "classifier"}, "model: 'classifier' is no model that writes text (classifier)"),
+    ({"model": "damaged"}, "model.safetensors is not a safetensors file"),
+    ({"model": "part"}, "model: the adapter 'part' leaves out some layers (up_proj)"),
+    ({"model": "x" * 300}, "the model's identifier"),
     ({"model": "x/checkpoint-3"}, "model: there is no model and no training job 'x'"),
     # LoRA.
     ({"algorithm_config.rank": 0}, "algorithm_config.rank: at least 1 and at most 4096, not 0"),
@@ -350,6 +389,7 @@ BAD_PREFERENCES: list[tuple[dict[str, Any], str]] = [
     ({DATA + "packed": True}, "data_config.packed: is for supervised-fine-tune"),
     ({DATA + "train_on_input": True}, "data_config.train_on_input: is for supervised-fine-tune"),
     ({"finetuned_model": "nobody"}, "finetuned_model: model 'nobody' is not registered"),
+    ({"finetuned_model": "part"}, "finetuned_model: the adapter 'part' leaves out some layers (up_proj)"),
     ({"finetuned_model": "embedder"}, "finetuned_model: 'embedder' is an embedding model"),
     ({"checkpoint_dir": "x"}, "checkpoint_dir: there is no such field"),
     ({OPTIMIZER + "lr": -1}, "optimizer_config.lr: above 0"),
@@ -360,6 +400,27 @@ async def test_bad_preferences(client: httpx.AsyncClient, stack: Stack) -> None:
     for changes, message in BAD_PREFERENCES:
         assert message in await refused(client, DPO, dpo(changes)), changes
     assert await stack.jobs.list() == []
+
+
+async def test_one_of_many_gets_the_name(client: httpx.AsyncClient, stack: Stack) -> None:
+    answers = await asyncio.gather(*(client.post(SFT, json=sft()) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [400] * 7
+    assert len(await stack.jobs.list()) == 1
+
+
+async def test_an_adapter_of_other_weights(
+    client: httpx.AsyncClient, stack: Stack, adapter: Path, tiny_llama: Path
+) -> None:
+    """Its base model was deleted, and another one registered under that id."""
+    plan = await submitted(client, stack, SFT, sft())
+    await note(stack, await stack.jobs.claim("job", "here"), plan, 20, contents(adapter))
+    await stack.models.delete("tiny")
+    changes = {"job_uuid": "on", "model": "job/checkpoint-20"}
+    gone = await refused(client, SFT, sft(changes))
+    assert "is an adapter of 'tiny', which is not registered any more" in gone
+    await stack.models.register(model("tiny", provider_resource_id=f"{tiny_llama}/"))
+    other = await refused(client, SFT, sft(changes))
+    assert f"but that is registered with '{tiny_llama}/' by now" in other
 
 
 async def test_numbers_that_json_does_not_have(client: httpx.AsyncClient) -> None:
@@ -464,7 +525,7 @@ async def test_a_whole_checkpoint_is_trained_on(
 
 async def test_jobs_of_other_kinds_are_unknown(client: httpx.AsyncClient, stack: Stack) -> None:
     await stack.jobs.submit("ingest", {}, "other")
-    for name in ("other", "nobody"):
+    for name in ("other", "nobody", "a\0b", "x" * 300):
         for path in (STATUS, ARTIFACTS):
             assert (await client.get(path, params={"job_uuid": name})).status_code == 404
         cancel = await client.post("/v1/post-training/job/cancel", json={"job_uuid": name})

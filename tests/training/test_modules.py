@@ -72,6 +72,22 @@ def test_what_an_adapter_changes() -> None:
     assert Linears.adapted(shapes | {f"{prefix}lm_head.lora_A.weight": (4, 16)}).output
 
 
+def adapter_on(*paths: str) -> Linears:
+    return Linears.adapted({f"base_model.model.model.layers.{path}.lora_A.weight": (4, 16) for path in paths})
+
+
+def test_what_an_adapter_leaves_out() -> None:
+    base = Linears.of(LLAMA)
+    q = ("0.self_attn.q_proj", "1.self_attn.q_proj")
+    mlp = ("0.mlp.gate_proj", "0.mlp.down_proj")
+    assert base.lacks(adapter_on(*q)) is None
+    assert base.lacks(adapter_on(*q, *mlp)) is None
+    assert base.lacks(adapter_on(q[0])) == "attention.q_proj"  # of one layer alone
+    assert base.lacks(adapter_on(*q, mlp[0])) == "down_proj"
+    moe = Linears.of(LLAMA | {"model.layers.0.mlp.experts.0.up_proj.weight": (32, 16)})
+    assert moe.lacks(adapter_on(q[0])) is None
+
+
 def test_names_of_torchtune() -> None:
     assert [canonical(name) for name in ("output_proj", "q_proj")] == ["o_proj", "q_proj"]
 
