@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray.train
 import torch
 import torch.distributed as distributed
+from ray.train.torch import get_device
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stack.training.card import model_card
@@ -62,6 +63,7 @@ class Milestones(TrainerCallback):
     def __init__(self, plan: Plan, evaluations_per_epoch: int, *, has_validation: bool) -> None:
         self._plan, self._per_epoch, self._validates = plan, evaluations_per_epoch, has_validation
         self._saved = time.monotonic()
+        self._pending = False
         self.metrics: dict[str, float] = {}
 
     def on_step_end(
@@ -80,27 +82,30 @@ class Milestones(TrainerCallback):
         control.should_save = save
         control.should_log = control.should_log or evaluate
         control.should_evaluate = evaluate and self._validates
-        if evaluate and not self._validates:
-            self._note(state)
+        self._pending = evaluate and not self._validates
 
     def _age_s(self) -> float:
         """Since the last checkpoint, by the first worker's clock: all workers decide the same."""
         age_s = time.monotonic() - self._saved
         if not (distributed.is_initialized() and distributed.get_world_size() > 1):
             return age_s
-        shared = torch.tensor([age_s], device=ray.train.torch.get_device())
+        shared = torch.tensor([age_s], device=get_device())
         distributed.broadcast(shared, 0)
         return float(shared.item())
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._note(state)
+        self.metrics = metrics_of(state)
         if not control.should_save:  # else the checkpoint's report has them
             ray.train.report(self.metrics)
 
-    def _note(self, state: TrainerState) -> None:
-        self.metrics = metrics_of(state)
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Where nothing is evaluated, the training loss is what is known."""
+        if self._pending and not control.should_save:
+            self.metrics = metrics_of(state)
+            ray.train.report(self.metrics)
+        self._pending = False
 
 
 class Checkpoints(TrainerCallback):
@@ -123,7 +128,9 @@ class Checkpoints(TrainerCallback):
         folder.mkdir(parents=True, exist_ok=True)
         self._milestones.metrics = metrics_of(state)
         if state.is_world_process_zero:
-            (folder / "README.md").write_text(model_card(self._run.plan, state, model.device))
+            (folder / "README.md").write_text(
+                model_card(self._run.plan, state, self._milestones.metrics, model.device)
+            )
         ray.train.report(
             self._milestones.metrics,
             ray.train.Checkpoint.from_directory(str(folder)),

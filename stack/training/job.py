@@ -42,12 +42,15 @@ async def run(
         for split, dataset in data.items()
         if dataset is not None
     }
-    outcome, artifacts = await _train(plan, context)
+    outcome, artifacts = await _train(plan, context, storage)
     await publish(plan, outcome, storage, models)
     history = json.loads(await storage.read(f"{plan.run_folder}/{outcome.name}/{FINAL}/trainer_state.json"))
     curve = await asyncio.to_thread(learning_curve, history["log_history"], plan.job_uuid)
     artifacts.append(await _picture(plan, curve, uploads))
-    checkpoints = [item.result async for item in context.finished_items() if item.result]
+    run = f"{plan.run_folder}/{outcome.name}/"
+    noted = [item.result async for item in context.finished_items() if item.result]
+    stored = await storage.find(run)
+    checkpoints = [each for each in noted if any(path.startswith(f"{each['path']}/") for path in stored)]
     if checkpoints:
         checkpoints[-1] |= {"model_id": plan.job_uuid}
     return {
@@ -59,13 +62,14 @@ async def run(
     }
 
 
-async def _train(plan: Plan, context: JobContext) -> tuple[Outcome, list[dict[str, Any]]]:
+async def _train(plan: Plan, context: JobContext, storage: Storage) -> tuple[Outcome, list[dict[str, Any]]]:
     """The run that is served, and what else is to be shown."""
     if plan.search is None:
         return await _in_thread(lambda: fit(plan, context.lease, RUN, context.settings)), []
-    from stack.training.search import search
+    from stack.training.search import search, sweep
 
-    found = await _in_thread(lambda: search(plan, context))
+    found = await _in_thread(lambda: search(plan, context.lease, context.settings))
+    await sweep(plan, found.outcome.name, storage)
     return found.outcome, [
         {"identifier": f"{plan.job_uuid}/trials", "type": "trials", "trials": found.trials}
     ]

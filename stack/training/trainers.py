@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from stack.engine.text.open import load_tokenizer
 from stack.training.arguments import optimizer, training_arguments
@@ -24,7 +25,7 @@ class _Ordered(Trainer):
     plan: Plan
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         config, args = self.plan.training, self.args
         limit = None
         if config.max_steps_per_epoch > 0:

@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,11 @@ from stack.settings import Settings, get_settings
 from stack.store.storage import Lost, Storage, open_storage
 from stack.training.callbacks import Checkpoints, Milestones, Progress, metrics_of
 from stack.training.data import open_split
+from stack.training.loggers import Logging
 from stack.training.plan import Plan
 from stack.training.prepare import weights_folder
 from stack.training.report import Report
-from stack.training.run import FINAL, Run
+from stack.training.run import FINAL, RUN, Run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,7 +77,8 @@ class _Worker:
 
     def _show(self, **values: Any) -> None:
         if self._report is not None:
-            self._report.progress(**values)
+            trial = {} if self._run.name == RUN else {"trial": self._run.name}
+            self._report.progress(**values, **trial)
 
     def _load(self) -> Any:
         from stack.training.model import load
@@ -113,7 +116,23 @@ class _Worker:
             Checkpoints(self._run, self._report, milestones),
         ):
             trainer.add_callback(callback)
+        if self._report is not None:
+            trainer.add_callback(self._logging())
         return trainer
+
+    def _logging(self) -> Logging:
+        """TensorBoard's files are written where they stay, or are copied there with each checkpoint."""
+        path = f"{self._plan.folder}/logs/{self._run.name}"
+        folder = self._storage.local(path)
+        if folder is not None:
+            return Logging.open(self._plan, self._run.name, self._settings, folder)
+        local = self._scratch / "logs"
+        copy = partial(self._copy, local, path)
+        return Logging.open(self._plan, self._run.name, self._settings, local, copy)
+
+    def _copy(self, folder: Path, path: str) -> None:
+        for file in folder.iterdir():
+            asyncio.run(self._storage.write(f"{path}/{file.name}", file.read_bytes()))
 
     def _with_reference(self, split: str, rows: Dataset, model: Any) -> Dataset:
         """The rows with the starting policy's log-probabilities, which are computed once for a job."""
@@ -158,7 +177,7 @@ class _Worker:
         if _rank() == 0:
             save(self._plan, trainer.accelerator.unwrap_model(trainer.model), folder / "model")
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
-            card = model_card(self._plan, trainer.state, trainer.model.device)
+            card = model_card(self._plan, trainer.state, metrics_of(trainer.state), get_device())
             (folder / "model" / "README.md").write_text(card)
         ray.train.report(
             metrics_of(trainer.state),
@@ -168,7 +187,8 @@ class _Worker:
 
 
 def _rank() -> int:
-    return ray.train.get_context().get_world_rank()
+    rank: int = ray.train.get_context().get_world_rank()
+    return rank
 
 
 def _set_threads(plan: Plan) -> None:

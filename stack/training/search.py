@@ -1,0 +1,233 @@
+"""A search for hyperparameters by Ray Tune: each trial is a run of Ray Train.
+
+All trials are drawn before the first begins, from the search's seed, and each that ends is noted in the
+storage. So a search whose process was killed goes on with the trials that are left, each from its last
+checkpoint; only what ASHA had compared so far is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.variant_generator import generate_variants
+
+from stack.errors import StackError
+from stack.settings import Settings
+from stack.store.jobs import Lease
+from stack.store.storage import Storage, open_storage
+from stack.training.fit import Outcome, fit, ray_storage
+from stack.training.plan import Parameter, Plan, Search
+from stack.training.values import with_values
+
+log = logging.getLogger(__name__)
+
+EVALUATIONS_PER_EPOCH = 4
+"""How often trials are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One that has ended. `stopped`: others were better, so it was not trained to its end."""
+
+    name: str
+    parameters: dict[str, Any]
+    status: Literal["completed", "stopped", "failed"]
+    metrics: dict[str, float]
+    model: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    outcome: Outcome
+    trials: list[dict[str, Any]]
+
+
+def search(plan: Plan, lease: Lease, settings: Settings) -> Found:
+    """Run the trials that are left, and choose the best of all. Blocks. Raises StackError if all failed."""
+    assert plan.search is not None
+    ended = asyncio.run(_stored(plan, settings))
+    left = {index: values for index, values in enumerate(draw(plan.search)) if trial_name(index) not in ended}
+    if left:
+        _run(plan, lease, settings, left)
+        ended = asyncio.run(_stored(plan, settings))
+    trials = [ended[name] for name in sorted(ended, key=lambda name: int(name.rpartition("-")[2]))]
+    best = choose(trials, plan.search)
+    assert best.model is not None
+    return Found(Outcome(best.name, best.model, best.metrics), [_shown(trial) for trial in trials])
+
+
+def trial_name(index: int) -> str:
+    return f"trial-{index}"
+
+
+def draw(search: Search) -> list[dict[str, Any]]:
+    """The hyperparameters of all trials: `num_trials` samples, each with every point of the grid."""
+    space = {name: _domain(parameter) for name, parameter in search.parameters.items()}
+    random = np.random.RandomState(search.seed)
+    return [
+        dict(values)
+        for _ in range(search.num_trials)
+        for _, values in generate_variants(space, random_state=random)
+    ]
+
+
+def _domain(parameter: Parameter) -> Any:
+    if parameter.type == "grid":
+        return tune.grid_search(list(parameter.values or []))
+    if parameter.type == "choice":
+        return tune.choice(list(parameter.values or []))
+    assert parameter.min is not None
+    assert parameter.max is not None
+    if parameter.type == "randint":
+        return tune.randint(int(parameter.min), int(parameter.max))
+    kind = tune.loguniform if parameter.type == "loguniform" else tune.uniform
+    return kind(parameter.min, parameter.max)
+
+
+def choose(trials: Sequence[Trial], search: Search) -> Trial:
+    """The best of those that were trained to their end. Raises StackError when there is none."""
+    whole = [trial for trial in trials if trial.status == "completed" and search.metric in trial.metrics]
+    if not whole:
+        errors = [trial.error for trial in trials if trial.error]
+        raise StackError(
+            f"all {len(trials)} trials failed, the last with: {errors[-1] if errors else 'nothing'}"
+        )
+    sign = 1 if search.mode == "min" else -1
+    return min(whole, key=lambda trial: sign * trial.metrics[search.metric])
+
+
+def _run(plan: Plan, lease: Lease, settings: Settings, left: Mapping[int, dict[str, Any]]) -> None:
+    assert plan.search is not None
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may end before it was evaluated
+    path, filesystem = ray_storage(settings, f"{plan.folder}/search")
+
+    def trial(config: dict[str, Any]) -> None:
+        index = config["index"]
+        fit(
+            with_values(plan, left[index]),
+            lease,
+            trial_name(index),
+            settings,
+            index=index,
+            evaluations_per_epoch=EVALUATIONS_PER_EPOCH,
+            callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call]  # Ray's
+        )
+
+    tuner = tune.Tuner(
+        tune.with_resources(trial, {"cpu": 0}),  # the workers of the run within have theirs
+        param_space={"index": tune.grid_search(list(left))},
+        tune_config=tune.TuneConfig(
+            metric=plan.search.metric,
+            mode=plan.search.mode,
+            scheduler=_scheduler(plan),
+            max_concurrent_trials=plan.search.max_concurrent_trials,
+            trial_name_creator=lambda each: trial_name(each.config["index"]),
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            verbose=0,
+            callbacks=[_Notes(plan, settings, left)],
+        ),
+    )
+    tuner.fit()
+
+
+def _scheduler(plan: Plan) -> TrialScheduler:
+    """ASHA (Li et al. 2020) over evaluations; the first is that of the model as it began."""
+    assert plan.search is not None
+    if plan.search.scheduler == "none":
+        return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray's
+    evaluations = plan.training.n_epochs * EVALUATIONS_PER_EPOCH + 1
+    return ASHAScheduler(max_t=evaluations + 1, grace_period=2, reduction_factor=3)
+
+
+class _Notes(tune.Callback):
+    """Writes down each trial that ends."""
+
+    def __init__(self, plan: Plan, settings: Settings, left: Mapping[int, dict[str, Any]]) -> None:
+        self._plan, self._settings, self._left = plan, settings, left
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial_name(trial.config["index"])
+        model = f"{self._plan.run_folder}/{name}/final/model"
+        whole = asyncio.run(_exists(self._settings, model))
+        self._note(trial, "completed" if whole else "stopped", model if whole else None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._note(trial, "failed", None, _error(trial))
+
+    def _note(
+        self,
+        trial: Any,
+        status: Literal["completed", "stopped", "failed"],
+        model: str | None,
+        error: str | None = None,
+    ) -> None:
+        index = trial.config["index"]
+        numbers = _numbers(trial.last_result or {})
+        ended = Trial(trial_name(index), self._left[index], status, numbers, model, error)
+        asyncio.run(_store(self._plan, self._settings, ended))
+
+
+_OF_TUNE = frozenset(
+    {"timestamp", "time_this_iter_s", "time_total_s", "time_since_restore", "iterations_since_restore", "pid"}
+    | {"training_iteration", "done"}
+)
+
+
+def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """The run's own metrics, without Tune's."""
+    return {
+        key: value
+        for key, value in result.items()
+        if type(value) in (int, float) and key not in _OF_TUNE and not key.startswith("config/")
+    }
+
+
+def _error(trial: Any) -> str:
+    last = str(trial.get_pickled_error() or trial.get_error() or "unknown").strip()
+    return last.rpartition("\n")[2][:300]
+
+
+def _shown(trial: Trial) -> dict[str, Any]:
+    return {key: value for key, value in asdict(trial).items() if key != "model" and value is not None}
+
+
+async def _stored(plan: Plan, settings: Settings) -> dict[str, Trial]:
+    async with open_storage(settings) as storage:
+        paths = await storage.find(_notes(plan))
+        trials = [Trial(**json.loads(await storage.read(path))) for path in paths]
+    return {trial.name: trial for trial in trials}
+
+
+async def _store(plan: Plan, settings: Settings, trial: Trial) -> None:
+    async with open_storage(settings) as storage:
+        await storage.write(f"{_notes(plan)}/{trial.name}.json", json.dumps(asdict(trial)).encode())
+
+
+async def _exists(settings: Settings, folder: str) -> bool:
+    async with open_storage(settings) as storage:
+        return bool(await storage.find(folder))
+
+
+def _notes(plan: Plan) -> str:
+    return f"{plan.folder}/trials"
+
+
+async def sweep(plan: Plan, best: str, storage: Storage) -> None:
+    """Free the checkpoints of all trials but the best."""
+    kept = f"{plan.run_folder}/{best}/"
+    await storage.delete(path for path in await storage.find(plan.run_folder) if not path.startswith(kept))
