@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -9,8 +10,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from stack.errors import BadRequest
-from stack.training.checks import check_numbers
+from stack.schemas.post_training import LoraFinetuningConfig
+from stack.training.checks import check_lora, check_numbers, check_preferences, check_quantizer
+from stack.training.modules import Linears
 from stack.training.plan import Loggers, Parameter, Plan, Search
+from stack.training.values import NAMES, with_values
 
 SEARCH, LOGGERS = "hyperparam_search_config", "logger_config"
 MAX_VALUES = 100
@@ -83,21 +87,25 @@ def _check_parameter(where: str, parameter: Parameter) -> None:
         raise BadRequest(f"{where}: randint is between whole numbers, min and below max")
 
 
-def corners(parameter: Parameter) -> list[Any]:
-    """All values of a list, and the ends of a range: where one is wrong, one of these is."""
+def probes(parameter: Parameter) -> list[Any]:
+    """All values of a list; of a range its ends, and between them a number that is not whole."""
     if parameter.values is not None:
         return parameter.values
-    assert parameter.min is not None
-    assert parameter.max is not None
+    low, high = parameter.min or 0.0, parameter.max or 0.0
     if parameter.type == "randint":
-        return [int(parameter.min), int(parameter.max) - 1]
-    return [parameter.min, parameter.max]
+        return [int(low), int(high) - 1]
+    return [low, low + (high - low) / math.pi, high]
 
 
 def parse_loggers(config: Mapping[str, Any]) -> Loggers:
     """Raises BadRequest for unknown loggers and fields, and for addresses, which are the operator's."""
     loggers = _parse(LOGGERS, Loggers, config)
     for logger, fields in _LOGGER_FIELDS.items():
+        if getattr(loggers, logger) is not None and importlib.util.find_spec(logger) is None:
+            raise BadRequest(
+                f"{LOGGERS}.{logger}: is not installed on the server: pip install "
+                f"'stack[{logger}]', or leave it out"
+            )
         for name, value in (getattr(loggers, logger) or {}).items():
             where = f"{LOGGERS}.{logger}.{name[:80]}"
             if name not in fields:
@@ -131,21 +139,35 @@ def _told(where: str, model: type[BaseModel], error: ValidationError) -> str:
     return f"{path}: {message[:1].lower()}{message[1:]}, not {str(first['input'])[:80]}"
 
 
-def check_trials(plan: Plan) -> None:
-    """Raises BadRequest for a hyperparameter that the plan does not have, or values that it cannot take."""
-    if plan.search is None:
-        return
-    from stack.training.values import NAMES, with_values
+def check_trials(plan: Plan, known: Linears | None) -> None:
+    """Raises BadRequest for a hyperparameter that the plan does not have, or values that it cannot take.
 
-    for name, parameter in plan.search.parameters.items():
+    `known` are the model's layers.
+    """
+    for name, parameter in plan.search.parameters.items() if plan.search is not None else ():
         where = f"{SEARCH}.parameters.{name[:80]}"
         if name not in NAMES:
             raise BadRequest(
                 f"{where}: there is no such hyperparameter; known are {', '.join(sorted(NAMES))}"
             )
-        for value in corners(parameter):
+        if (
+            plan.start.adapter is not None
+            and plan.trains_adapter
+            and name in LoraFinetuningConfig.model_fields
+        ):
+            raise BadRequest(f"{where}: an adapter that is there already is trained on as it is")
+        for value in probes(parameter):
             try:
-                trial = with_values(plan, {name: value})
-                check_numbers(trial.training, trial.algorithm, trial.alignment)
+                _check_trial(with_values(plan, {name: value}), known)
             except BadRequest as error:
                 raise BadRequest(f"{where}: {str(value)[:80]} will not do: {error}") from error
+
+
+def _check_trial(trial: Plan, known: Linears | None) -> None:
+    check_numbers(trial.training, trial.algorithm, trial.alignment)
+    if trial.method == "dpo":
+        check_preferences(trial.training)
+    if isinstance(trial.algorithm, LoraFinetuningConfig):
+        check_lora(trial.algorithm, known)
+    elif trial.algorithm is not None:
+        check_quantizer(trial.algorithm, known)

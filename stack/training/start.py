@@ -170,8 +170,8 @@ def check_whole(field: str, name: str, known: Known) -> None:
     """Raises BadRequest for an adapter that no LoraFinetuningConfig tells: it is not trained on."""
     if known.left_out is not None:
         raise BadRequest(
-            f"{field}: the adapter {name!r} leaves out some layers ({known.left_out}); an adapter is trained "
-            "on when it is on all layers of its kinds. supervised-fine-tune without algorithm_config merges it"
+            f"{field}: the adapter {name!r} leaves out some layers ({known.left_out}), and only those on all "
+            "layers of their kinds are trained on; supervised-fine-tune without algorithm_config merges it"
         )
 
 

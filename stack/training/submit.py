@@ -96,7 +96,7 @@ class Submissions:
             checkpoint_s=self._settings.train_checkpoint_s,
             checkpoints_kept=self._settings.train_checkpoints_kept,
         )
-        await asyncio.to_thread(check_trials, plan)
+        await asyncio.to_thread(check_trials, plan, known.linears)
         return await self._enter(plan)
 
     async def _data(

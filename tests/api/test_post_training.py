@@ -423,6 +423,62 @@ async def test_an_adapter_of_other_weights(
     assert f"but that is registered with '{tiny_llama}/' by now" in other
 
 
+def parameters(**found: Any) -> dict[str, Any]:
+    return {"hyperparam_search_config": {"parameters": found, "num_trials": 2}}
+
+
+def between(low: float, high: float, kind: str = "uniform") -> dict[str, Any]:
+    return {"type": kind, "min": low, "max": high}
+
+
+BAD_SEARCHES: list[tuple[dict[str, Any], str]] = [
+    (
+        parameters(learning_rate=between(0, 1)),
+        "parameters.learning_rate: there is no such hyperparameter; known",
+    ),
+    (
+        parameters(lr=between(-1, 1)),
+        "parameters.lr: -1.0 will not do: training_config.optimizer_config.lr: above",
+    ),
+    (parameters(lr=between(1, 100)), "parameters.lr: 32.5"),
+    (parameters(batch_size=between(0, 9, "randint")), "parameters.batch_size: 0 will not do"),
+    (parameters(rank=between(4, 16)), "will not do: rank: Input should be a valid integer"),
+    (
+        parameters(rank={"type": "grid", "values": [4, 0]}),
+        "parameters.rank: 0 will not do: algorithm_config.rank",
+    ),
+    (parameters(optimizer_type={"type": "grid", "values": ["lion"]}), "lion will not do: optimizer_type"),
+    (parameters(reward_scale=between(0.1, 1)), "reward_scale' is not a hyperparameter of this job: only"),
+    ({"algorithm_config": None, **parameters(rank=between(4, 9, "randint"))}, "algorithm_config has none"),
+    (
+        {"model": "adapter", **parameters(rank=between(4, 9, "randint"))},
+        "rank: an adapter that is there already",
+    ),
+    (
+        {"algorithm_config": QAT, **parameters(group_size={"type": "grid", "values": [16, 32]})},
+        "parameters.group_size: 32 will not do: algorithm_config.group_size: a layer of the model takes 16",
+    ),
+    (
+        {
+            "algorithm_config.lora_attn_modules": [],
+            **parameters(apply_lora_to_mlp={"type": "choice", "values": [True, False]}),
+        },
+        "parameters.apply_lora_to_mlp: False will not do: algorithm_config: nothing would be trained",
+    ),
+]
+
+
+async def test_searches(client: httpx.AsyncClient, stack: Stack) -> None:
+    for changes, message in BAD_SEARCHES:
+        assert message in await refused(client, SFT, sft(changes)), changes
+    packed = parameters(packed={"type": "choice", "values": [True]})
+    assert "data_config.packed: is for supervised-fine-tune" in await refused(client, DPO, dpo(packed))
+    good = parameters(lr=between(1e-5, 1e-3, "loguniform"), rank={"type": "grid", "values": [2, 4]})
+    plan = await submitted(client, stack, SFT, sft(good))
+    assert plan.search is not None
+    assert (plan.search.metric, plan.search.num_trials) == ("train_loss", 2)
+
+
 async def test_numbers_that_json_does_not_have(client: httpx.AsyncClient) -> None:
     for number in ("NaN", "Infinity", "1e999"):
         content = json.dumps(sft()).replace("0.0001", number)

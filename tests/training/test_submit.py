@@ -8,7 +8,7 @@ import pytest
 
 from stack.errors import BadRequest
 from stack.training.folder import check_apart, folder_of
-from stack.training.options import corners, parse_loggers, parse_search
+from stack.training.options import parse_loggers, parse_search, probes
 from stack.training.plan import Parameter
 
 
@@ -103,10 +103,20 @@ def test_a_search_is_bounded() -> None:
         parse_search(config | {"num_trials": 11}, "sft", has_validation=False)
 
 
-def test_the_ends_of_a_range() -> None:
-    assert corners(Parameter(type="choice", values=[1, True, "x"])) == [1, True, "x"]
-    assert corners(Parameter(type="uniform", min=0.5, max=2)) == [0.5, 2.0]
-    assert corners(Parameter(type="randint", min=1, max=4)) == [1, 3]  # the highest is left out
+def test_probes_of_a_range() -> None:
+    assert probes(Parameter(type="choice", values=[1, True, "x"])) == [1, True, "x"]
+    low, within, high = probes(Parameter(type="uniform", min=4, max=16))
+    assert (low, high) == (4.0, 16.0)
+    assert not within.is_integer()
+    assert probes(Parameter(type="randint", min=1, max=4)) == [1, 3]  # the highest is left out
+
+
+def test_a_logger_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        BadRequest, match=r"logger_config\.mlflow: is not installed .*pip install 'stack\[mlflow\]'"
+    ):
+        parse_loggers({"mlflow": {}, "wandb": None})
 
 
 def test_loggers() -> None:
