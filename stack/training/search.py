@@ -31,6 +31,7 @@ from stack.training.values import with_values
 
 log = logging.getLogger(__name__)
 
+CPUS = 0.01  # of a trial itself; Ray wants more than none
 EVALUATIONS_PER_EPOCH = 4
 """How often trials are compared."""
 
@@ -125,7 +126,7 @@ def _run(plan: Plan, lease: Lease, settings: Settings, left: Mapping[int, dict[s
         )
 
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"cpu": 0}),  # the workers of the run within have theirs
+        tune.with_resources(trial, {"cpu": CPUS}),  # the workers of the run within have theirs
         param_space={"index": tune.grid_search(list(left))},
         tune_config=tune.TuneConfig(
             metric=plan.search.metric,
