@@ -39,6 +39,7 @@ class ToyRunner:
     """Keeps the tokens of each slot where others keep keys and values; checks what it is asked."""
 
     vocab_size = VOCABULARY
+    adapters = None
 
     def __init__(
         self, slots: int = 4, context_length: int = 256, reuses_prefixes: bool = True, step_s: float = 0.0

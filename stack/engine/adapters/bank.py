@@ -239,7 +239,7 @@ class Bank:
             site.scale = scale
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """Rows and ranks that are multiplied together."""
 
     rows: slice
@@ -259,7 +259,7 @@ class Plan:
         self._active = {key for key in adapters if key is not None}
         scaled = [row for row, key in enumerate(adapters) if key in bank.scaled]
         self._scaled = torch.tensor(scaled, device=bank._device) if scaled else None
-        self._runs: dict[str, list[_Run]] = {}
+        self._runs: dict[str, Sequence[Run]] = {}
 
     def add(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         """Change y [rows, outputs], the base layer's output for x [rows, inputs], in place."""
@@ -286,7 +286,7 @@ class Plan:
         own = y[rows]
         y[rows] = own + scale[numbers] * (own if site.bias is None else own - site.bias)
 
-    def _runs_of(self, kind: str, dtype: torch.dtype) -> list[_Run]:
+    def _runs_of(self, kind: str, dtype: torch.dtype) -> Sequence[Run]:
         runs = []
         for (low, high), keys in self._bank.ranks[kind].runs(self._active):
             own = {self._bank.numbers[key] for key in keys}
@@ -296,7 +296,7 @@ class Plan:
             if len(keys) > 1 or len(places) < rows.stop - rows.start:
                 owner = self._bank.owners[kind][ranks]
                 mask = (self._of_rows[rows, None] == owner[None]).to(dtype)
-            runs.append(_Run(rows, ranks, mask))
+            runs.append(Run(rows, ranks, mask))
         return runs
 
 

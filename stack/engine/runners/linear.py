@@ -37,6 +37,10 @@ class Linear:
         self.weight = weight
         self.bias = bias
 
+    def dense(self) -> Tensor:
+        """The weight [out, in] in PyTorch's own layout; a copy if it is packed."""
+        return self.weight.to_dense() if self.packed else self.weight
+
     def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
@@ -57,6 +61,9 @@ class LinearModule(nn.Module):
     @property
     def weight(self) -> Tensor:
         return self._linear.weight
+
+    def dense(self) -> Tensor:
+        return self._linear.dense()
 
     def forward(self, x: Tensor) -> Tensor:
         return self._linear(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stack.engine.adapters.modules import ModuleBank, counted, linear_modules
 from stack.engine.base import RunnerAdapters, Segment
-from stack.engine.runners.loading import load_model
+from stack.engine.runners.loading import is_multimodal, load_model
 from stack.errors import BadRequest
 
 PROMPT_LONG = ("token_type_ids", "mm_token_type_ids")  # inputs with an entry for each token
@@ -35,7 +37,6 @@ class Progress:
 class SequenceRunner:
     """A `Runner` over any transformers model with a generation head."""
 
-    adapters: RunnerAdapters | None = None
     reuses_prefixes = False  # a recurrent state has no positions to go back to
 
     def __init__(self, model: Any, slots: int, context_length: int) -> None:
@@ -44,7 +45,9 @@ class SequenceRunner:
         self._cache_name = "cache_params" if "mamba" in type(model).__name__.lower() else "past_key_values"
         self._inputs = set(inspect.signature(model.forward).parameters)
         self.vocab_size = 0
+        self._bank: ModuleBank | None = None
         self._adopt()
+        self.adapters: RunnerAdapters | None = self._bank
 
     @classmethod
     def open(
@@ -71,7 +74,12 @@ class SequenceRunner:
         """Find the number of logits, and whether two sequences at a time disturb each other."""
         self._sequences = [Progress(), Progress()]
         head, more = Segment(0, 0, [1, 2, 3]), Segment(0, 3, [4])
-        self.vocab_size = self.forward([head]).shape[-1]
+        modules = linear_modules(self._model)
+        with counted(modules) as calls:
+            self.vocab_size = self.forward([head]).shape[-1]
+        if not is_multimodal(self._model.config):
+            called = {name: module for name, module in modules.items() if calls[name]}
+            self._bank = ModuleBank(called, None, self._model.dtype, self._model.device)
         alone = self.forward([more])[0]
         self.forward([head, Segment(1, 0, [5, 6])])
         if not torch.allclose(self.forward([more])[0], alone, rtol=0, atol=1e-2 * float(alone.std())):
@@ -101,11 +109,18 @@ class SequenceRunner:
             is_first_iteration=first,
             **sequence.state,
         )
-        out = model(**inputs, return_dict=True)
+        with self._adapted(segment):
+            out = model(**inputs, return_dict=True)
         sequence.state = model._update_model_kwargs_for_generation(out, sequence.state)
         sequence.computed = len(sequence.tokens)
         logits: Tensor = out.logits[0, -1].float()
         return logits
+
+    def _adapted(self, segment: Segment) -> AbstractContextManager[None]:
+        if self._bank is None or segment.adapter is None:
+            return nullcontext()
+        plan = self._bank.uniform(segment.adapter)
+        return self._bank.applied(plan, plan)
 
     def _begin(self, sequence: Progress) -> dict[str, Any]:
         """What `generate` makes before its first step."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stack.engine.adapters.modules import ModuleBank, counted, linear_modules
 from stack.engine.base import RunnerAdapters, Segment
 from stack.engine.runners import slot_attention
 from stack.engine.runners.linear import pack_linears
@@ -32,7 +35,6 @@ class SlotRunner:
     Raises Unservable when its logits are not those of the model as it was.
     """
 
-    adapters: RunnerAdapters | None = None
     reuses_prefixes = True
 
     def __init__(self, model: Any, slots: int, context_length: int) -> None:
@@ -42,7 +44,9 @@ class SlotRunner:
         self._model, self._device = model, model.device
         self._cache = SlotCache(slots, context_length)
         self.vocab_size = 0
+        self._bank: ModuleBank | None = None
         self._adopt()
+        self.adapters: RunnerAdapters | None = self._bank
 
     @classmethod
     def open(
@@ -65,7 +69,7 @@ class SlotRunner:
         ends = torch.tensor([len(segment.tokens) for segment in segments]).cumsum(0) - 1
         wanted = ends[torch.tensor([segment.wants_logits for segment in segments])].to(self._device)
         step = Step(self._cache, segments, self._device)
-        with slot_attention.running(step):
+        with slot_attention.running(step), self._adapted(segments):
             out = self._model(
                 input_ids=torch.tensor([tokens], device=self._device),
                 position_ids=step.positions[None],
@@ -79,6 +83,14 @@ class SlotRunner:
             for segment in (asking[int(i)] for i in broken.nonzero()):
                 self._cache.clear(segment.slot)
         return logits
+
+    def _adapted(self, segments: Sequence[Segment]) -> AbstractContextManager[None]:
+        bank = self._bank
+        if bank is None or not any(segment.adapter for segment in segments):
+            return nullcontext()
+        rows = [segment.adapter for segment in segments for _ in segment.tokens]
+        wanted = [segment.adapter for segment in segments if segment.wants_logits]
+        return bank.applied(bank.plan(rows), bank.plan(wanted))
 
     @torch.inference_mode()
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
@@ -101,7 +113,10 @@ class SlotRunner:
         try:
             self.forward([Segment(last, 0, tokens[:half], wants_logits=False)])
             others = [Segment(0, 0, tokens[:3])] if last else []
-            self.forward([*others, Segment(last, half, tokens[half:-1])])
+            segments = [*others, Segment(last, half, tokens[half:-1])]
+            modules = linear_modules(self._model)
+            with counted(modules) as calls:
+                self.forward(segments)
             logits = self.forward([Segment(last, len(tokens) - 1, tokens[-1:])])[0]
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise Unservable(f"with slots it raises {error!r}") from error
@@ -109,7 +124,22 @@ class SlotRunner:
         limit = 1e-3 if self._model.dtype == torch.float32 else 0.1
         if not off < limit:
             raise Unservable(f"with slots its logits are off by {off:.2g}")
+        rows = sum(len(segment.tokens) for segment in segments)
+        self._bank = self._bank_of(modules, calls, rows, len(segments))
         log.info("%s: slots, relative error of logits %.1e", type(self._model).__name__, off)
+
+    def _bank_of(
+        self, modules: dict[str, nn.Module], calls: Mapping[str, Counter[int]], rows: int, wanted: int
+    ) -> ModuleBank:
+        """Adapters may change what is called once in a pass: with all rows, or as the head with the wanted ones."""
+        output = self._model.get_output_embeddings()
+        head = next((name for name, module in modules.items() if module is output), None)
+        sites = {
+            name: module
+            for name, module in modules.items()
+            if calls[name] == Counter([wanted if name == head else rows])
+        }
+        return ModuleBank(sites, head, self._model.dtype, self._device)
 
 
 def refuses(config: Any, context_length: int) -> str | None:

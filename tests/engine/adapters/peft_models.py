@@ -45,7 +45,12 @@ def add(runner: Runner, key: str, folder: Path) -> None:
 
 
 def check_mixed(
-    runner: Runner, model: Any, folders: dict[str | None, Path | None], limit: float, vocabulary: int
+    runner: Runner,
+    model: Any,
+    folders: dict[str | None, Path | None],
+    limit: float,
+    vocabulary: int,
+    in_parts: bool = True,
 ) -> None:
     """Prompts in parts and steps, of all adapters and the base, in mixed passes: as PEFT's one by one.
 
@@ -61,7 +66,8 @@ def check_mixed(
             add(runner, key, folder)
     done = dict.fromkeys(texts, 0)
     for turn in range(5):
-        cut = {slot: 1 if turn > 2 or (slot + turn) % 2 else 9 for slot in texts}
+        longer = {slot: turn < 3 and not (slot + turn) % 2 if in_parts else not turn for slot in texts}
+        cut = {slot: 9 if longer[slot] else 1 for slot in texts}
         segments = [
             Segment(slot, done[slot], texts[slot][done[slot] : done[slot] + count], adapter=keys[slot])
             for slot, count in cut.items()

@@ -524,3 +524,26 @@ async def test_what_is_measured(make: Make) -> None:
     assert len(meter.observed[metrics.STEP_SECONDS]) >= 12
     assert meter.gauges[metrics.QUEUE_LENGTH] == meter.gauges[metrics.BATCH_SIZE] == 0
     assert {*meter.counts, *meter.gauges, *meter.observed} <= set(metrics.METRICS)
+
+
+async def test_calls_run_between_steps(make: Make) -> None:
+    runner = ToyRunner()
+    batcher = make(runner)
+    threads: list[str] = []
+    await batcher.call(lambda: threads.append(threading.current_thread().name))  # nothing else to do
+    generating = asyncio.create_task(collect(batcher, Generation(prompt_of(10), max_tokens=50)))
+    await until(lambda: len(runner.steps) > 2)
+    await batcher.call(lambda: threads.append(threading.current_thread().name))
+    assert threads == ["batcher", "batcher"]
+    with pytest.raises(ZeroDivisionError):
+        await batcher.call(lambda: 1 // 0 and None)
+    assert (await generating).token_ids == greedy(prompt_of(10), 50)
+    batcher.close()
+    with pytest.raises(NotReady):
+        await batcher.call(lambda: None)
+
+
+async def test_segments_carry_the_adapter(make: Make) -> None:
+    runner = ToyRunner()
+    await collect(make(runner), Generation(prompt_of(10), max_tokens=3, adapter="a"))
+    assert {segment.adapter for step in runner.steps for segment in step} == {"a"}

@@ -19,7 +19,7 @@ from stack.engine.runners.loading import computes_bfloat16
 from stack.engine.runners.slots import SlotRunner
 
 CPU = torch.device("cpu")
-TOKENS = 24
+TOKENS = 12
 # bfloat16 has 8 significant bits: logits of 16 to 32 are multiples of 1/8. Seen: at most 0.14.
 NEAR_TIE = 0.3
 

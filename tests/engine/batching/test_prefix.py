@@ -101,3 +101,27 @@ def test_images_are_not_shared() -> None:
     without = Slots(2, reuse=False)
     without.release(compute(take(without, tokens(100))))
     assert take(without, tokens(100)).computed == 0
+
+
+def test_an_adapter_never_shares_another_ones_keys() -> None:
+    slots = Slots(3, reuse=True)
+    prompt = tokens(100)
+
+    def take_for(adapter: str | None) -> Slot:
+        slot = slots.take(list(prompt), INTERACTIVE, True, adapter)
+        assert slot is not None
+        return slot
+
+    base = compute(take_for(None))
+    mine = take_for("mine")
+    assert mine.computed == 0
+    assert slots.head(mine).source is None, "a live slot of the base is not copied either"
+    compute(mine)
+    yours = take_for("yours")
+    assert (yours.computed, slots.head(yours).tokens) == (0, 0)
+    slots.release(base)
+    slots.release(mine)
+    again = take_for("mine")
+    assert (again, again.computed) == (mine, 99)
+    slots.release(again)
+    assert (take_for(None), base.computed) == (base, 99)

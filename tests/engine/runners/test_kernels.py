@@ -244,19 +244,19 @@ def test_logits_that_are_held_stay_as_they_are(kernels: ctypes.CDLL) -> None:
 
 
 def test_a_slot_gives_back_the_memory_of_a_long_text(kernels: ctypes.CDLL) -> None:
-    pair = Pair(slots=3, context=4500, layers=8, kv_heads=3, hidden=32)
-    text, other = pair.tokens(4400), pair.tokens(4400)
+    pair = Pair(slots=3, context=1600, layers=24, kv_heads=3, hidden=32)
+    text, other = pair.tokens(1500), pair.tokens(1500)
     pair.native.forward([Segment(0, 0, other)])
     before = resident()
     pair.native.forward([Segment(1, 0, text)])
     taken = resident() - before
-    assert taken > 24 << 20  # 4400 positions of 2 * 8 * 3 * 64 bf16 are 27 MB
+    assert taken > 24 << 20  # 1500 positions of 2 * 24 * 3 * 64 bf16 are 28 MB
     pair.native.forward([Segment(1, 0, text[:20])])
     assert resident() - before < taken / 4
     expected = pair.native.forward([Segment(2, 0, text[:60])])
     assert torch.equal(pair.native.forward([Segment(1, 20, text[20:60])]), expected)  # what is below stays
     alone = pair.native.forward([Segment(2, 0, [*other, 5])])
-    assert torch.equal(pair.native.forward([Segment(0, 4400, [5])]), alone)  # and so do the neighbours
+    assert torch.equal(pair.native.forward([Segment(0, 1500, [5])]), alone)  # and so do the neighbours
 
 
 def test_cache_takes_memory_only_where_it_is_written() -> None:
