@@ -147,12 +147,17 @@ def _run(plan: Plan, lease: Lease, settings: Settings, left: Mapping[int, dict[s
 
 
 def _scheduler(plan: Plan) -> TrialScheduler:
-    """ASHA (Li et al. 2020) over evaluations; the first is that of the model as it began."""
+    """ASHA (Li et al. 2020) over epochs: trials are compared from the first evaluation on."""
     assert plan.search is not None
     if plan.search.scheduler == "none":
         return FIFOScheduler()  # type: ignore[no-untyped-call]  # Ray's
-    evaluations = plan.training.n_epochs * EVALUATIONS_PER_EPOCH + 1
-    return ASHAScheduler(max_t=evaluations + 1, grace_period=2, reduction_factor=3)
+    return ASHAScheduler(
+        time_attr="epoch",
+        max_t=plan.training.n_epochs,
+        grace_period=1 / EVALUATIONS_PER_EPOCH,  # type: ignore[arg-type]  # any number will do
+        reduction_factor=3,
+        stop_last_trials=False,  # they end by themselves
+    )
 
 
 class _Notes(tune.Callback):

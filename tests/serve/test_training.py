@@ -1,0 +1,185 @@
+"""Training jobs on the real stack: killed, resumed, searched, cancelled; and what they leave is served."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psutil
+import pytest
+from llama_stack_client import LlamaStackClient
+
+from tests.training.conftest import ROWS
+from tests.training.tiny import write_tiny_model
+
+if TYPE_CHECKING:
+    from tests.serve.conftest import Server
+
+LORA = {
+    "type": "LoRA",
+    "lora_attn_modules": ["q_proj", "v_proj"],
+    "apply_lora_to_mlp": True,
+    "apply_lora_to_output": False,
+    "rank": 4,
+    "alpha": 8,
+}
+
+
+class Trains:
+    """A server with a tiny model and a dataset."""
+
+    def __init__(self, client: LlamaStackClient, url: str, home: Path) -> None:
+        self.client, self.url, self.home = client, url, home
+
+    def config(self, epochs: int, lr: float = 5e-3) -> dict[str, Any]:
+        return {
+            "n_epochs": epochs,
+            "max_steps_per_epoch": 0,
+            "gradient_accumulation_steps": 1,
+            "max_validation_steps": 0,
+            "data_config": {
+                "dataset_id": "tiny-rows",
+                "validation_dataset_id": "tiny-rows",
+                "batch_size": 4,
+                "shuffle": True,
+                "data_format": "instruct",
+            },
+            "optimizer_config": {
+                "optimizer_type": "adamw",
+                "lr": lr,
+                "weight_decay": 0.0,
+                "num_warmup_steps": 0,
+            },
+        }
+
+    def submit(self, job: str, epochs: int, search: dict[str, Any] | None = None) -> None:
+        self.client.post_training.supervised_fine_tune(
+            job_uuid=job,
+            model="tiny",
+            algorithm_config=LORA,  # type: ignore[arg-type]  # a dict in the client's own type
+            training_config=self.config(epochs),  # type: ignore[arg-type]
+            hyperparam_search_config=search or {},
+            logger_config={},
+        )
+
+    def job(self, job: str) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.url}/v1/jobs/{job}").json()
+        return found
+
+    def until(self, job: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 150.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not reached(found := self.job(job)):
+            assert found["status"] != "failed", found["detail"]
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+
+    def wait(self, job: str) -> list[dict[str, Any]]:
+        """The artifacts of a job that completes."""
+        self.until(job, lambda found: found["status"] == "completed")
+        answer = httpx.get(f"{self.url}/v1/post-training/job/artifacts", params={"job_uuid": job})
+        artifacts: list[dict[str, Any]] = answer.json()["checkpoints"]
+        return artifacts
+
+    def losses(self, job: str) -> dict[int, float]:
+        """By step."""
+        state = self.home / f"storage/training/{job}/runs/run/final/trainer_state.json"
+        history = json.loads(state.read_text())["log_history"]
+        return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+    def answer(self, model: str) -> str:
+        response = self.client.inference.chat_completion(
+            model_id=model,
+            messages=[{"role": "user", "content": "What is 3 and 3?"}],
+            sampling_params={"strategy": {"type": "greedy"}, "max_tokens": 12},
+        )
+        return str(response.completion_message.content)
+
+
+@pytest.fixture(scope="module")
+def trains(
+    server: Server, client: LlamaStackClient, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Trains]:
+    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"))
+    client.models.register(model_id="tiny", provider_model_id=str(folder), metadata={"num_cpus": 0.2})
+    rows = {"type": "rows", "rows": ROWS}
+    client.datasets.register(dataset_id="tiny-rows", purpose="post-training/messages", source=rows)  # type: ignore[arg-type]
+    yield Trains(client, server.url, home)
+    for model in client.models.list():
+        if model.metadata.get("base_model") == "tiny":
+            client.models.unregister(model.identifier)
+    client.models.unregister("tiny")
+
+
+def kill(name: str) -> None:
+    """The process whose command line begins with or contains `name`."""
+    found = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if name in " ".join(process.info["cmdline"] or [])
+    ]
+    assert found, name
+    for process in found:
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def test_a_killed_job_ends_as_an_unbroken_one(trains: Trains) -> None:
+    """-9 to a worker, then to the job's own process; both go on from a checkpoint."""
+    trains.submit("unbroken", epochs=12)
+    trains.submit("broken", epochs=12)
+    trains.wait("unbroken")
+
+    def saved(found: dict[str, Any]) -> bool:
+        return bool(list((trains.home / "storage/training/broken/runs/run").glob("checkpoint-*/README.md")))
+
+    trains.until("broken", lambda found: saved(found) or found["status"] == "completed")
+    kill("--job-id broken")
+    artifacts = trains.wait("broken")
+    assert trains.job("broken")["attempt"] == 2
+    losses = trains.losses("unbroken")
+    assert trains.losses("broken") == pytest.approx(losses, abs=1e-5)
+    assert max(losses) == 36
+    last = next(each for each in artifacts if each.get("model_id") == "broken")
+    assert (last["step"], last["identifier"]) == (36, "broken/checkpoint-36")
+    assert last["training_metrics"]["validation_loss"] < last["training_metrics"]["initial_validation_loss"]
+
+
+def test_what_was_trained_is_served_at_once(trains: Trains) -> None:
+    began = time.monotonic()
+    assert trains.answer("broken") == trains.answer("unbroken")
+    assert time.monotonic() - began < 5
+    picture = next(each for each in trains.wait("broken") if each.get("type") == "image")
+    assert httpx.get(picture["url"]).content.startswith(b"\x89PNG")
+
+
+def test_a_search_serves_its_best_trial(trains: Trains) -> None:
+    parameters = {"lr": {"type": "grid", "values": [1e-5, 5e-3]}}
+    trains.submit("searched", 2, {"parameters": parameters, "num_trials": 1, "scheduler": "none"})
+    trials = next(each for each in trains.wait("searched") if each.get("type") == "trials")["trials"]
+    assert [(trial["name"], trial["status"]) for trial in trials] == [
+        ("trial-0", "completed"),
+        ("trial-1", "completed"),
+    ]
+    losses = [trial["metrics"]["validation_loss"] for trial in trials]
+    assert losses[1] < losses[0]
+    assert trains.job("searched")["result"]["metrics"]["validation_loss"] == losses[1]
+    assert trains.answer("searched")
+
+
+def test_a_cancelled_job_keeps_what_it_has(trains: Trains) -> None:
+    trains.submit("cancelled", epochs=2000)
+    trains.until("cancelled", lambda found: found["progress"].get("done", 0) > 3)
+    trains.client.post_training.job.cancel(job_uuid="cancelled")
+    trains.until("cancelled", lambda found: found["status"] == "cancelled", seconds=40)
+    status = trains.client.post_training.job.status(job_uuid="cancelled")
+    assert status.status == "cancelled"  # type: ignore[comparison-overlap]  # the client knows four
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if "cancelled" in " ".join(p.info["cmdline"] or [])
+    ]
+    answer = httpx.post(f"{trains.url}/v1/post-training/job/cancel", json={"job_uuid": "cancelled"})
+    assert (answer.status_code, "cancelled already" in answer.json()["detail"]) == (400, True)
