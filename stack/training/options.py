@@ -30,6 +30,7 @@ METRICS = {
 
 _LOGGER_FIELDS = {"mlflow": ("experiment", "run_name"), "wandb": ("project", "name")}
 _MAX_NAME = 128
+_NOT_IN_WANDB = frozenset("/\\#?%:")  # which it refuses in a project's name
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -50,6 +51,8 @@ def parse_search(config: Mapping[str, Any], method: str, has_validation: bool) -
             f"{SEARCH}.metric: {search.metric} needs training_config.data_config.validation_dataset_id; give "
             "it, or take train_loss"
         )
+    if not 0 <= search.seed < 1 << 32:
+        raise BadRequest(f"{SEARCH}.seed: from 0 to {(1 << 32) - 1}, not {str(search.seed)[:80]}")
     if len(search.parameters) > MAX_PARAMETERS:
         raise BadRequest(
             f"{SEARCH}.parameters: at most {MAX_PARAMETERS} are searched, not {len(search.parameters)}"
@@ -116,6 +119,10 @@ def parse_loggers(config: Mapping[str, Any]) -> Loggers:
             if not value.strip() or not value.isprintable() or len(value) > _MAX_NAME or "://" in value:
                 raise BadRequest(
                     f"{where}: a name of at most {_MAX_NAME} characters, no URL, not {value[:80]!r}"
+                )
+            if logger == "wandb" and (odd := sorted(_NOT_IN_WANDB & set(value))):
+                raise BadRequest(
+                    f"{where}: Weights & Biases takes no {' '.join(odd)} in names, as in {value[:80]!r}"
                 )
     return loggers
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -477,6 +478,32 @@ async def test_searches(client: httpx.AsyncClient, stack: Stack) -> None:
     plan = await submitted(client, stack, SFT, sft(good))
     assert plan.search is not None
     assert (plan.search.metric, plan.search.num_trials) == ("train_loss", 2)
+
+
+ODD = [
+    None, True, 0, -1, 10**30, 1.5, 1e308, "", "x", "\0", "..", "x" * 5000, [], {}, [[]], {"a": {}}, [None],
+    "\u202e", "storage://", "job/checkpoint-1", "grid", {"lr": {"type": "grid", "values": [1]}},
+]  # fmt: skip
+
+
+def paths(value: Any, above: str = "") -> Iterator[str]:
+    """The dotted keys of all that a body says."""
+    for key, below in value.items() if isinstance(value, dict) else ():
+        yield f"{above}{key}"
+        yield from paths(below, f"{above}{key}.")
+
+
+async def test_whatever_is_written_is_taken_or_refused(client: httpx.AsyncClient, stack: Stack) -> None:
+    extras = {**parameters(lr=between(1e-5, 1e-3)), "logger_config": {"mlflow": {"experiment": "x"}}}
+    bodies = [(SFT, sft(extras)), (SFT, sft({"algorithm_config": QAT})), (DPO, dpo())]
+    tries = [(url, body, path, value) for url, body in bodies for path in paths(body) for value in ODD]
+    statuses = []
+    for number, (url, body, path, value) in enumerate(random.Random(0).sample(tries, 200)):
+        unique = {} if path == "job_uuid" else {"job_uuid": f"job-{number}"}
+        answer = await client.post(url, json=changed(body, {path: value} | unique))
+        assert answer.status_code in (200, 400), (path, value, answer.text)
+        statuses.append(answer.status_code)
+    assert len(await stack.jobs.list()) == statuses.count(200) > 0
 
 
 async def test_numbers_that_json_does_not_have(client: httpx.AsyncClient) -> None:

@@ -65,6 +65,7 @@ def parameter(**values: Any) -> dict[str, Any]:
             search(num_trials=0),
             "hyperparam_search_config.num_trials: input should be greater than or equal to 1",
         ),
+        (search(seed=-1), "hyperparam_search_config.seed: from 0 to 4294967295, not -1"),
         (search(scheduler="magic"), "hyperparam_search_config.scheduler: input should be 'asha' or 'none'"),
         (search(metric="speed"), "metric: one of train_loss, validation_loss, perplexity, not 'speed'"),
         (search(metric="rewards/margins"), "metric: one of train_loss, validation_loss, perplexity"),
@@ -126,3 +127,6 @@ def test_loggers() -> None:
     for value in (" ", "a\nb", "x" * 129, "https://evil/x"):
         with pytest.raises(BadRequest, match=r"logger_config\.wandb\.name: a name of at most 128"):
             parse_loggers({"wandb": {"name": value}})
+    with pytest.raises(BadRequest, match="takes no # / in names, as in 'a/b#c'"):
+        parse_loggers({"wandb": {"project": "a/b#c"}})
+    assert parse_loggers({"mlflow": {"experiment": "/Shared/x"}}).mlflow == {"experiment": "/Shared/x"}
