@@ -131,8 +131,9 @@ class PreferenceTrainer(Trainer):
     """DPO over rows with prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps and ref_rejected_logps.
 
     Metrics are means over the pairs since the last log: rewards/chosen, rewards/rejected, rewards/margins
-    (without gamma), rewards/accuracies (the share whose chosen reward is the greater), logps/chosen and
-    logps/rejected; those of an evaluation begin with eval_.
+    (without gamma), rewards/accuracies (the share whose chosen reward is the greater, ties by half), logps/chosen and
+    logps/rejected; chosen_loss is that of the chosen answers, in nats per token, as SFT has it. Those of an
+    evaluation begin with eval_.
     """
 
     loss_is_scaled_for_ga = False
@@ -167,7 +168,8 @@ class PreferenceTrainer(Trainer):
         found = dpo_loss(
             chosen, rejected, inputs["ref_chosen_logps"], inputs["ref_rejected_logps"], self._alignment
         )
-        self._note(found, chosen.detach(), rejected.detach())
+        tokens = inputs["completion_mask"].chunk(2)[0].sum()
+        self._note(found, chosen.detach(), rejected.detach(), tokens)
         loss = found.loss.mean()
         return (loss, {}) if return_outputs else loss
 
@@ -188,21 +190,20 @@ class PreferenceTrainer(Trainer):
         with self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
 
-    def _note(self, found: Preferences, chosen: Tensor, rejected: Tensor) -> None:
-        """Add a batch to the sums of `METRICS`, and how many pairs they are of."""
+    def _note(self, found: Preferences, chosen: Tensor, rejected: Tensor, tokens: Tensor) -> None:
+        """Add a batch to the sums of `METRICS`; to its pairs, and the tokens of its chosen answers."""
         margins = found.chosen - found.rejected
         values = [
             found.loss.detach(),
             found.chosen,
             found.rejected,
             margins,
-            (margins > 0).float(),
+            (margins.sign() + 1) / 2,
             chosen,
             rejected,
         ]
-        sums = torch.stack(
-            [*(value.sum() for value in values), torch.tensor(float(len(margins)), device=margins.device)]
-        )
+        counts = [torch.tensor(float(len(margins)), device=margins.device), tokens.float()]
+        sums = torch.stack([*(value.sum() for value in values), *counts])
         before = self._sums[self._policy.training]
         self._sums[self._policy.training] = sums if before is None else before + sums
 
@@ -210,8 +211,9 @@ class PreferenceTrainer(Trainer):
         training = self._policy.training
         sums, self._sums[training] = self._sums[training], None
         if sums is not None:
-            *totals, pairs = self.accelerator.reduce(sums, "sum").tolist()
+            *totals, pairs, tokens = self.accelerator.reduce(sums, "sum").tolist()
             means = {name: total / pairs for name, total in zip(METRICS, totals, strict=True)}
+            means["chosen_loss"] = -means["logps/chosen"] * pairs / tokens
             loss = means.pop("loss")
             if training:
                 logs |= means
