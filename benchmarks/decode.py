@@ -22,7 +22,7 @@ import torch
 from stack.engine.base import Segment
 from stack.engine.runners.llama import LlamaRunner
 from stack.engine.runners.llama_eager import EagerLlama
-from stack.engine.runners.llama_weights import LlamaShape, open_weights
+from stack.engine.runners.llama_weights import LlamaShape, base_weight, open_weights
 from stack.models.sources import fetch
 from stack.settings import get_settings
 
@@ -97,7 +97,8 @@ def eager(folder: Path, slots: int, context: int) -> LlamaRunner:
 
     shape = LlamaShape.of(AutoConfig.from_pretrained(folder))
     with open_weights(folder, torch.bfloat16) as weights:
-        model = EagerLlama(shape, weights, slots, context, torch.bfloat16, torch.device("cpu"))
+        device = torch.device("cpu")
+        model = EagerLlama(shape, weights, slots, context, torch.bfloat16, device, base_weight(folder))
     return LlamaRunner(model, slots, context, shape.vocab_size)
 
 

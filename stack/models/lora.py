@@ -42,7 +42,7 @@ class LoraConfig:
 
 def is_adapter(names: Collection[str]) -> bool:
     """Whether a folder with these files is an adapter and not a whole model."""
-    weights = {name for name in names if name.endswith(".safetensors")}
+    weights = {name for name in names if name.endswith(".safetensors") and "/" not in name}
     return CONFIG in names and weights == {WEIGHTS}
 
 

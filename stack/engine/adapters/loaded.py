@@ -95,7 +95,9 @@ class Adapters:
         try:
             await self._places.load(adapter)
         except BaseException:
-            self._entries.pop(adapter.key, None)
+            entry = self._entries.get(adapter.key)
+            if entry is not None and entry.loading is asyncio.current_task():
+                del self._entries[adapter.key]
             raise
         log.info("adapter %s is loaded", adapter.key)
 
