@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -180,10 +181,17 @@ class _Worker:
             card = model_card(self._plan, trainer.state, metrics_of(trainer.state), get_device())
             (folder / "model" / "README.md").write_text(card)
         ray.train.report(
-            metrics_of(trainer.state),
+            metrics_of(trainer.state) | {"peak_memory_gib": _peak_gib()},
             ray.train.Checkpoint.from_directory(str(folder)) if _rank() == 0 else None,
             checkpoint_dir_name=FINAL,
         )
+
+
+def _peak_gib() -> float:
+    """Of this worker's GPU, or of its process on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _rank() -> int:
