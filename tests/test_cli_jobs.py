@@ -201,7 +201,12 @@ def test_submit_and_follow(settings: Settings, tiny: None) -> None:
             checkpoint = {"identifier": "sft/checkpoint-4", "path": "long"}
             await jobs.finish(
                 lease,
-                {"model_id": "sft", "checkpoints": [checkpoint], "metrics": {"train_loss": 1.23456}},
+                {
+                    "model_id": "sft",
+                    "checkpoints": [checkpoint],
+                    "metrics": {"train_loss": 1.23456},
+                    "data": {"train": {"rows": 3, "dropped": 1}},
+                },
             )
 
     thread = threading.Thread(target=lambda: asyncio.run(train()))
@@ -214,6 +219,7 @@ def test_submit_and_follow(settings: Settings, tiny: None) -> None:
     for line in ("status:   completed", "model_id: sft", "checkpoints: sft/checkpoint-4"):
         assert line in lines
     assert "metrics:  train_loss 1.235" in lines
+    assert "data:     train (rows 3, dropped 1)" in lines
     assert "progress: 2/4 steps  loss 1.5" in lines
 
 

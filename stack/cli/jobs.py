@@ -206,6 +206,8 @@ def _results(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({', '.join(f'{key} {_short(part)}' for key, part in value.items())})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

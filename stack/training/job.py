@@ -43,6 +43,9 @@ async def run(
         if dataset is not None
     }
     outcome, artifacts = await _train(plan, context, storage)
+    # What is shown at the end is this process's word, and its last one was about the data.
+    if (step := outcome.metrics.get("step")) is not None:
+        context.progress(phase="saving", done=int(step), total=int(step), unit="steps")
     await publish(plan, outcome, storage, models)
     history = json.loads(await storage.read(f"{plan.run_folder}/{outcome.name}/{FINAL}/trainer_state.json"))
     curve = await asyncio.to_thread(learning_curve, history["log_history"], plan.job_uuid)
