@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
 
 
 def load(
-    runner: LlamaRunner, folder_layers: int, shapes: dict[str, tuple[int, int]], args: argparse.Namespace
+    runner: LlamaRunner, layers: int, shapes: dict[str, tuple[int, int]], args: argparse.Namespace
 ) -> None:
     """Random adapters named 0, 1, …"""
     adapters = runner.adapters

@@ -131,7 +131,7 @@ class SlotRunner:
     def _bank_of(
         self, modules: dict[str, nn.Module], calls: Mapping[str, Counter[int]], rows: int, wanted: int
     ) -> ModuleBank:
-        """Adapters may change what is called once in a pass: with all rows, or as the head with the wanted ones."""
+        """Adapters may change what is called once in a pass, with all rows; the head with the wanted ones."""
         output = self._model.get_output_embeddings()
         head = next((name for name, module in modules.items() if module is output), None)
         sites = {

@@ -89,7 +89,7 @@ class ChatFormat:
         tokens: PromptTokens,
         generation_prompt: bool = True,
     ) -> Rendered:
-        """`generation_prompt`: ends where the assistant begins. Raises BadRequest for what the template refuses."""
+        """`generation_prompt`: ends where the assistant begins. Raises BadRequest as the template refuses."""
         conversation = _Conversation(self, use, tokens)
         turns = conversation.turns(messages)
         tools = None
