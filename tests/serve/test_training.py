@@ -72,7 +72,7 @@ class Trains:
         found: dict[str, Any] = httpx.get(f"{self.url}/v1/jobs/{job}").json()
         return found
 
-    def until(self, job: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 150.0) -> None:
+    def until(self, job: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 280.0) -> None:
         deadline = time.monotonic() + seconds
         while not reached(found := self.job(job)):
             assert found["status"] != "failed", found["detail"]
@@ -128,6 +128,7 @@ def kill(name: str) -> None:
         os.kill(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.timeout(600)
 def test_a_killed_job_ends_as_an_unbroken_one(trains: Trains) -> None:
     """-9 to a worker, then to the job's own process; both go on from a checkpoint."""
     trains.submit("unbroken", epochs=12)
@@ -157,6 +158,7 @@ def test_what_was_trained_is_served_at_once(trains: Trains) -> None:
     assert httpx.get(picture["url"]).content.startswith(b"\x89PNG")
 
 
+@pytest.mark.timeout(600)
 def test_a_search_serves_its_best_trial(trains: Trains) -> None:
     parameters = {"lr": {"type": "grid", "values": [1e-5, 5e-3]}}
     trains.submit("searched", 2, {"parameters": parameters, "num_trials": 1, "scheduler": "none"})
