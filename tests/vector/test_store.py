@@ -419,7 +419,7 @@ async def test_ten_thousand_chunks_at_once(stack: Stack) -> None:
     chunks = [chunk(f"number {n}", f"d{n}") for n in range(10_000)]
     await insert(stack, *chunks)
     assert documents(await ask(stack, "number 7777"))[0] == "d7777"
-    await insert(stack, *chunks[:5000])
+    await insert(stack, *chunks[:1000])
     found = await ask(stack, "number", mode="vector", max_chunks=1000)
     assert len({one.chunk.content for one in found}) == 1000
 
