@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from stack.schemas.post_training import EfficiencyConfig
 from stack.training.plan import Plan
 
-EMBEDDINGS = ("Embedding",)
-"""Wrapped by themselves with `memory_efficient_fsdp_wrap`: the class of every embedding in transformers."""
+log = logging.getLogger(__name__)
 
 
 def efficiency_arguments(plan: Plan) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def efficiency_arguments(plan: Plan) -> dict[str, Any]:
         found["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if plan.method == "sft":
         found["activation_offloading"] = offloads_activations(plan)
-    return found | (_fsdp(config) if shards(plan) else {})
+    return found | (fsdp_arguments(config) if shards(plan) else {})
 
 
 def offloads_activations(plan: Plan) -> bool:
@@ -30,14 +30,22 @@ def offloads_activations(plan: Plan) -> bool:
 
 
 def shards(plan: Plan) -> bool:
-    """Whether the weights are divided among the workers (FSDP2) instead of copied to each (DDP)."""
+    """Whether the weights are divided among the workers (FSDP2) instead of copied to each (DDP).
+
+    Among GPUs only: accelerate (1.15) would go on with DDP on CPUs in silence.
+    """
     config = plan.training.efficiency_config or EfficiencyConfig()
     asked = config.memory_efficient_fsdp_wrap or config.fsdp_cpu_offload or plan.resources.strategy == "fsdp"
-    return asked and plan.resources.workers > 1
+    if not asked or plan.resources.workers == 1:
+        return False
+    if plan.resources.gpus_per_worker == 0:
+        log.warning("workers without GPUs each hold the whole model: FSDP divides it among GPUs only")
+        return False
+    return True
 
 
-def _fsdp(config: EfficiencyConfig) -> dict[str, Any]:
-    """One group of shards for each layer of the model (its `_no_split_modules`)."""
+def fsdp_arguments(config: EfficiencyConfig) -> dict[str, Any]:
+    """A group of shards for each of the model's layers, and for the embeddings and the head by themselves."""
     return {
         "fsdp": True,
         "fsdp_config": {

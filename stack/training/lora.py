@@ -62,6 +62,8 @@ def merge_adapter(base: Any, folder: Path) -> Any:
         # The adapter is the head's alone.
         head.weight = nn.Parameter(head.weight.detach().clone())
         base.config.tie_word_embeddings = False
+        # Else the head would be left out of what is saved.
+        base.all_tied_weights_keys = base.get_expanded_tied_weights_keys(all_submodels=False)
     return PeftModelForCausalLM.from_pretrained(base, str(folder)).merge_and_unload(safe_merge=True)
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, set_seed
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import AutoModelForCausalLM, Trainer, set_seed
 
+from stack.errors import BadRequest
 from stack.models.hub import HubSource
 from stack.models.sources import parse
 from stack.schemas.post_training import LoraFinetuningConfig, QATFinetuningConfig
 from stack.training import qat
 from stack.training.dtypes import compute_dtype
+from stack.training.efficiency import shards
 from stack.training.lora import Adapted, add_adapter, continue_adapter, merge_adapter
 from stack.training.plan import Plan
 from stack.training.quantized_base import quantize_base
@@ -39,10 +42,11 @@ def load(plan: Plan, folder: Path, adapter: Path | None, device: torch.device) -
     """
     set_seed(plan.seed)
     config = plan.algorithm
+    if isinstance(config, LoraFinetuningConfig) and shards(plan):
+        _check_divisible(config)
     is_lora = isinstance(config, LoraFinetuningConfig)
     dtype = compute_dtype(plan, device) if is_lora else torch.float32
     base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    base.config.use_cache = False
     if isinstance(config, LoraFinetuningConfig):
         return _with_adapter(plan, config, base.to(device), adapter)
     if adapter is not None:
@@ -51,6 +55,15 @@ def load(plan: Plan, folder: Path, adapter: Path | None, device: torch.device) -
     if isinstance(config, QATFinetuningConfig):
         qat.prepare(base, config.quantizer_name, config.group_size)
     return base.to(device)
+
+
+def _check_divisible(config: LoraFinetuningConfig) -> None:
+    for name in ("quantize_base", "apply_lora_to_output"):
+        if getattr(config, name):
+            raise BadRequest(
+                f"algorithm_config.{name}: does not go together with FSDP; leave it out, or train without "
+                "FSDP (efficiency_config, STACK_TRAIN_STRATEGY)"
+            )
 
 
 def _with_adapter(plan: Plan, config: LoraFinetuningConfig, base: Any, adapter: Path | None) -> Adapted:
@@ -67,8 +80,23 @@ def _base_name(plan: Plan) -> str:
     return str(plan.start.source) if isinstance(source, HubSource) else plan.start.model_id
 
 
-def save(plan: Plan, model: Any, folder: Path) -> None:
+def whole_state(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """The weights that the workers hold shards of, on the first of them; None where each holds them all.
+
+    Every worker has to call this, since each gives its shards.
+    """
+    if not trainer.is_fsdp_enabled:
+        return None
+    model: Any = trainer.model
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(model, options=options)
+    return state
+
+
+def save(plan: Plan, model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
     """Write what is served: an adapter, or a whole model, as safetensors; and the tokenizer's files.
+
+    `state` is what `whole_state` gave.
 
     A whole model is written in the dtype that the plan computes in; one trained for quantisation in float32,
     with its weights on the int4 grid and QAT_FILE beside them.
@@ -76,28 +104,34 @@ def save(plan: Plan, model: Any, folder: Path) -> None:
     if isinstance(model, Adapted):
         base: Any = model.get_base_model()
         _copy_tokenizer(Path(base.name_or_path), folder)
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), **({} if state is None else {"state_dict": state}))
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's, which says nothing
         return
     _copy_tokenizer(Path(model.name_or_path), folder)
+    state = model.state_dict() if state is None else state
     if isinstance(plan.algorithm, QATFinetuningConfig):
-        model.save_pretrained(str(folder), state_dict=qat.rounded(model))
+        model.save_pretrained(str(folder), state_dict=qat.rounded(model, state))
+        _write_config(folder)
         (folder / QAT_FILE).write_text(json.dumps(qat.recipe(plan.algorithm), indent=2))
     else:
-        _save_whole(model, compute_dtype(plan, model.device), folder)
+        _save_whole(model, state, compute_dtype(plan, model.device), folder)
 
 
-def _save_whole(model: Any, dtype: torch.dtype, folder: Path) -> None:
+def _save_whole(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype, folder: Path) -> None:
     # Of tied weights one is written: once converted they would be two.
-    state = {
+    written = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in state.items()
         if name not in model.all_tied_weights_keys
     }
-    model.save_pretrained(str(folder), state_dict=state)
+    model.save_pretrained(str(folder), state_dict=written)
+    _write_config(folder, dtype=str(dtype).removeprefix("torch."))
+
+
+def _write_config(folder: Path, **values: Any) -> None:
+    """Where the model as it was trained differs: the trainer turns the key-value cache off."""
     file = folder / "config.json"
-    config = json.loads(file.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
-    file.write_text(json.dumps(config, indent=2))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_cache": True} | values, indent=2))
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -6,7 +6,7 @@ holds, as ordinary numbers: any engine serves them, and quantising them again gi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -97,13 +97,14 @@ def _linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
 
 
 @torch.no_grad()
-def rounded(model: nn.Module) -> dict[str, Tensor]:
+def rounded(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's state, with each prepared layer's weight on its grid."""
-    state = dict(model.state_dict())
+    found = dict(state)
     for path, module in model.named_modules():
         if isinstance(module, FakeQuantizedLinear):
-            state[f"{path}.weight"] = _settled(module.weight_fake_quantizer, module.weight.detach())
-    return state
+            name = f"{path}.weight"
+            found[name] = _settled(module.weight_fake_quantizer, found[name])
+    return found
 
 
 def _settled(quantize: FakeQuantizerBase, weight: Tensor) -> Tensor:

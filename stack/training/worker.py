@@ -171,12 +171,13 @@ class _Worker:
     def _finish(self, trainer: Trainer) -> None:
         """What is served, as the run's last checkpoint."""
         from stack.training.card import model_card
-        from stack.training.model import save
+        from stack.training.model import save, whole_state
 
         folder = self._scratch / FINAL
+        state = whole_state(trainer)  # each worker gives its shards
         (folder / "model").mkdir(parents=True)
         if _rank() == 0:
-            save(self._plan, trainer.accelerator.unwrap_model(trainer.model), folder / "model")
+            save(self._plan, trainer.accelerator.unwrap_model(trainer.model), folder / "model", state)
             trainer.state.save_to_json(str(folder / "trainer_state.json"))
             card = model_card(self._plan, trainer.state, metrics_of(trainer.state), get_device())
             (folder / "model" / "README.md").write_text(card)
