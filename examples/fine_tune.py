@@ -37,9 +37,9 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=Path, default=DATA / "gsm8k_train.jsonl")
     parser.add_argument("--pairs", type=Path, default=DATA / "gsm8k_preferences.jsonl")
-    parser.add_argument("--sft-rows", type=int, default=12, help="how many rows SFT learns")
-    parser.add_argument("--held-out", type=int, default=6, help="how many pairs judge the models")
-    parser.add_argument("--dpo-pairs", type=int, default=12, help="how many pairs DPO learns")
+    parser.add_argument("--sft-rows", type=int, default=4, help="how many rows SFT learns")
+    parser.add_argument("--held-out", type=int, default=2, help="how many pairs judge the models")
+    parser.add_argument("--dpo-pairs", type=int, default=4, help="how many pairs DPO learns")
     args = parser.parse_args()
     client = LlamaStackClient(base_url=os.environ.get("STACK_URL", "http://127.0.0.1:8321"))
     run = uuid.uuid4().hex[:8]

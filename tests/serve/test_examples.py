@@ -29,7 +29,7 @@ def blocks(language: str) -> list[str]:
 
 def run(command: list[str], url: str) -> str:
     environment = os.environ | {"STACK_URL": url}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
