@@ -3,7 +3,7 @@
 Ray starts in this process, with stores of its own in a temporary folder.
 
 python benchmarks/training.py --model FOLDER --data tests/data/gsm8k_train.jsonl
-python benchmarks/training.py --model FOLDER --data tests/data/gsm8k_train.jsonl --rounds 3 --rows 64 --workers
+python benchmarks/training.py --model FOLDER --data tests/data/gsm8k_train.jsonl --rows 64 --workers
 """
 
 from __future__ import annotations

@@ -132,8 +132,8 @@ class PreferenceTrainer(Trainer):
 
     Metrics are means over the pairs since the last log: rewards/chosen, rewards/rejected, rewards/margins
     (without gamma), rewards/accuracies (the share whose chosen reward is the greater, ties by half),
-    logps/chosen and logps/rejected; chosen_loss is that of the chosen answers, in nats per token, as SFT has it.
-    Those of an evaluation begin with eval_.
+    logps/chosen and logps/rejected; chosen_loss is that of the chosen answers, in nats per token, as SFT has
+    it. Those of an evaluation begin with eval_.
     """
 
     loss_is_scaled_for_ga = False
