@@ -21,7 +21,7 @@ from stack.training.dtypes import compute_dtype
 from stack.training.efficiency import shards
 from stack.training.lora import Adapted, add_adapter, continue_adapter, merge_adapter
 from stack.training.plan import Plan
-from stack.training.quantized_base import quantize_base
+from stack.training.quantized_base import leave_to_each_worker, quantize_base
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +69,13 @@ def _check_divisible(config: LoraFinetuningConfig) -> None:
 def _with_adapter(plan: Plan, config: LoraFinetuningConfig, base: Any, adapter: Path | None) -> Adapted:
     if config.quantize_base:
         log.info("int8 base: %s", quantize_base(base))
-    if adapter is None:
-        return add_adapter(base, config, _base_name(plan))
-    return continue_adapter(base, adapter, config, _base_name(plan))
+    name = _base_name(plan)
+    model = (
+        add_adapter(base, config, name) if adapter is None else continue_adapter(base, adapter, config, name)
+    )
+    if config.quantize_base:
+        leave_to_each_worker(model)
+    return model
 
 
 def _base_name(plan: Plan) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from stack.errors import BadRequest
@@ -42,6 +43,13 @@ def quantize_base(model: Any) -> Saved:
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, Int8Linear(module))
     return Saved(before, _bytes(model))
+
+
+def leave_to_each_worker(model: nn.Module) -> None:
+    """Let DDP pass over the int8 weights, which it cannot send: all workers rounded the same."""
+    names = [name for name, parameter in model.named_parameters() if hasattr(parameter, "qdata")]
+    ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(model, names)
 
 
 class Int8Linear(nn.Linear):

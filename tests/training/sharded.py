@@ -1,6 +1,6 @@
-"""One of two processes that train a tiny model together, with DDP and then with FSDP.
+"""One of two processes that train a tiny model together, one strategy after another.
 
-Arguments: output folder, model folder, settings as JSON.
+Arguments: output folder, model folder, a JSON list of [name, ddp or fsdp, settings].
 
 Writes the losses, and how the weights were held while training, as JSON; and the folder that is served.
 
@@ -107,6 +107,6 @@ def _trainer(plan: Plan, model: Path, arguments: dict[str, Any]) -> PreferenceTr
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for each in ("ddp", "fsdp"):
-        main(Path(sys.argv[1]) / each, Path(sys.argv[2]), each, json.loads(sys.argv[3]))
+    for name, strategy, settings in json.loads(sys.argv[3]):
+        main(Path(sys.argv[1]) / name, Path(sys.argv[2]), strategy, settings)
         AcceleratorState._reset_state()

@@ -103,10 +103,10 @@ def test_the_arguments_are_transformers(tmp_path: Path) -> None:
     assert made.lr_scheduler_type == "cosine"
 
 
-def run_two(out: Path, model: Path, settings: dict[str, Any]) -> None:
+def run_two(out: Path, model: Path, runs: list[tuple[str, str, dict[str, Any]]]) -> None:
     """Two processes over gloo."""
-    for strategy in ("ddp", "fsdp"):
-        (out / strategy).mkdir()
+    for name, *_ in runs:
+        (out / name).mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -117,7 +117,7 @@ def run_two(out: Path, model: Path, settings: dict[str, Any]) -> None:
         "MASTER_PORT": str(port),
     }
     common |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "tests.training.sharded", str(out), str(model), json.dumps(settings)]
+    command = [sys.executable, "-m", "tests.training.sharded", str(out), str(model), json.dumps(runs)]
     started = [
         subprocess.Popen(
             command,
@@ -142,7 +142,8 @@ def reports(out: Path) -> list[dict[str, Any]]:
 
 
 def test_divided_weights_learn_what_copied_ones_do(tiny_dir: Path, tmp_path: Path) -> None:
-    run_two(tmp_path, tiny_dir, {})
+    int8 = {"lora": {"quantize_base": True}}
+    run_two(tmp_path, tiny_dir, [("int8", "ddp", int8), ("ddp", "ddp", {}), ("fsdp", "fsdp", {})])
     copied, divided = reports(tmp_path / "ddp"), reports(tmp_path / "fsdp")
     # First, that they really are: equal losses alone would also come of FSDP that is not on.
     assert all(each["sharded"] == each["tensors"] > 0 for each in divided)
@@ -150,6 +151,10 @@ def test_divided_weights_learn_what_copied_ones_do(tiny_dir: Path, tmp_path: Pat
     assert all(each["sharded"] == 0 and each["local"] == each["whole"] for each in copied)
     assert divided[0]["losses"] == pytest.approx(copied[0]["losses"], abs=1e-5)
     assert divided[0]["losses"][-1] < divided[0]["losses"][0]
+    # Int8 weights, which DDP could not send, are left to each worker.
+    (first, second) = (each["losses"] for each in reports(tmp_path / "int8"))
+    assert first == second
+    assert first[-1] < first[0]
     name = "model/model.safetensors"
     ours, theirs = load_file(tmp_path / "fsdp" / name), load_file(tmp_path / "ddp" / name)
     assert ours.keys() == theirs.keys()
