@@ -35,6 +35,9 @@ class _Ordered(Trainer):
 
 
 class _Sft(_Ordered, SFTTrainer):
+    def _send_telemetry(self, *args: Any, **kwargs: Any) -> None:
+        """TRL tells its makers what is trained; this server tells nobody."""
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Ours is written beside each checkpoint."""
 
