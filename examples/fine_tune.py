@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
     )
+    parser.add_argument("--model", default=BASE, help="a registered text model")
     parser.add_argument("--rows", type=Path, default=DATA / "gsm8k_train.jsonl")
     parser.add_argument("--pairs", type=Path, default=DATA / "gsm8k_preferences.jsonl")
     parser.add_argument("--sft-rows", type=int, default=4, help="how many rows SFT learns")
@@ -52,7 +53,7 @@ def main() -> None:
 
     sft = client.post_training.supervised_fine_tune(
         job_uuid=f"sft-{run}",
-        model=BASE,
+        model=args.model,
         algorithm_config=LORA,
         training_config=training(f"solved-{run}", f"answers-{run}", lr=5e-4),
         hyperparam_search_config={},
@@ -70,7 +71,7 @@ def main() -> None:
     after_dpo = wait(client, dpo.job_uuid)
 
     losses = {
-        BASE: after_sft["initial_validation_loss"],
+        args.model: after_sft["initial_validation_loss"],
         sft.job_uuid: after_sft["validation_loss"],
         dpo.job_uuid: after_dpo["validation_chosen_loss"],
     }

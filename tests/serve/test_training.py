@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.training.tiny import write_tiny_model
 if TYPE_CHECKING:
     from tests.serve.conftest import Server
 
+ROOT = Path(__file__).parents[2]
 LORA = {
     "type": "LoRA",
     "lora_attn_modules": ["q_proj", "v_proj"],
@@ -156,6 +159,21 @@ def test_what_was_trained_is_served_at_once(trains: Trains) -> None:
     assert time.monotonic() - began < 5
     picture = next(each for each in trains.wait("broken") if each.get("type") == "image")
     assert httpx.get(picture["url"]).content.startswith(b"\x89PNG")
+
+
+@pytest.mark.timeout(600)
+def test_the_example_judges_sft_and_dpo(trains: Trains) -> None:
+    path = ROOT / "examples/fine_tune.py"
+    assert f"python examples/{path.name}" in path.read_text()
+    command = [sys.executable, str(path), "--model", "tiny"]
+    environment = os.environ | {"STACK_URL": trains.url}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("  ")]
+    base, sft, dpo = losses
+    assert sft < base
+    assert dpo == pytest.approx(sft, rel=0.2)
+    assert "promoted: " in done.stdout
 
 
 @pytest.mark.timeout(600)
