@@ -160,9 +160,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 async def refuse_with_adapters(models: Registry[Model], model_id: str) -> None:
-    """BadRequest when registered adapters need the model. One that is declared is refused by `delete` itself."""
-    if any(model.identifier == model_id for model in await models.list(declared=True)):
-        return
+    """BadRequest when registered adapters need the model."""
     needing = [model.identifier for model in await models.list(declared=False) if base_of(model) == model_id]
     if needing:
         raise BadRequest(
