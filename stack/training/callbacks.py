@@ -49,7 +49,7 @@ class Progress(TrainerCallback):
         values: dict[str, Any] = {"done": state.global_step, "total": state.max_steps, "unit": "steps"}
         if state.epoch is not None:
             values["epoch"] = round(state.epoch, 3)
-        if (loss := latest(state, "loss")) is not None:
+        if (loss := latest(state, "loss")) is not None and math.isfinite(loss):
             values["loss"] = loss
         seconds, tokens = time.perf_counter() - self._began, state.num_input_tokens_seen - self._before
         if seconds > 1 and tokens:
@@ -150,7 +150,10 @@ def latest(state: TrainerState, key: str) -> float | None:
 
 
 def metrics_of(state: TrainerState) -> dict[str, float]:
-    """The newest metrics, as the API names them. Losses are means over tokens or (DPO) pairs, in nats."""
+    """The newest metrics, as the API names them; of a run that diverged those that are finite.
+
+    Losses are means over tokens or (DPO) pairs, in nats.
+    """
     metrics: dict[str, float] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
     for name, key in (("train_loss", "loss"), ("validation_loss", "eval_loss")):
         if (value := latest(state, key)) is not None:
@@ -169,4 +172,4 @@ def metrics_of(state: TrainerState) -> dict[str, float]:
         metrics["initial_validation_loss"] = start["eval_loss"]
     if "validation_loss" in metrics and "rewards/margins" not in metrics:
         metrics["perplexity"] = math.exp(min(metrics["validation_loss"], 700.0))
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -2,7 +2,8 @@
 
 All trials are drawn before the first begins, from the search's seed, and each that ends is noted in the
 storage. So a search whose process was killed goes on with the trials that are left, each from its last
-checkpoint; only what ASHA had compared so far is forgotten.
+checkpoint; only what ASHA had compared so far is forgotten. A trial that broke off for a reason that may
+pass (a worker was killed, the storage was full) is not noted.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import ray.cloudpickle
 from ray import tune
+from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.variant_generator import generate_variants
 
-from stack.errors import StackError
+from stack.errors import TRANSIENT, NotReady, StackError
 from stack.settings import Settings
-from stack.store.jobs import Lease
+from stack.store.jobs import Lease, LeaseLost
 from stack.store.storage import Storage, open_storage
 from stack.training.fit import Outcome, fit, ray_storage
 from stack.training.plan import Parameter, Plan, Search
@@ -34,6 +38,9 @@ log = logging.getLogger(__name__)
 CPUS = 0.01  # of a trial itself; Ray wants more than none
 EVALUATIONS_PER_EPOCH = 4
 """How often trials are compared."""
+
+TRIES = 3
+"""How often a trial goes on from its last checkpoint when it breaks off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +62,18 @@ class Found:
 
 
 def search(plan: Plan, lease: Lease, settings: Settings) -> Found:
-    """Run the trials that are left, and choose the best of all. Blocks. Raises StackError if all failed."""
+    """Run the trials that are left, and choose the best of all. Blocks.
+
+    Raises StackError if all failed: what one broke off with where it may go well at the job's next attempt.
+    """
     assert plan.search is not None
     ended = asyncio.run(_stored(plan, settings))
     left = {index: values for index, values in enumerate(draw(plan.search)) if trial_name(index) not in ended}
     if left:
-        _run(plan, lease, settings, left)
-        ended = asyncio.run(_stored(plan, settings))
+        broken = _run(plan, lease, settings, left)
+        ended = _failed(broken, left) | asyncio.run(_stored(plan, settings))
+        if broken and not any(trial.status == "completed" for trial in ended.values()):
+            raise next(iter(broken.values()))
     trials = [ended[name] for name in sorted(ended, key=lambda name: int(name.rpartition("-")[2]))]
     best = choose(trials, plan.search)
     assert best.model is not None
@@ -98,32 +110,47 @@ def _domain(parameter: Parameter) -> Any:
 
 def choose(trials: Sequence[Trial], search: Search) -> Trial:
     """The best of those that were trained to their end. Raises StackError when there is none."""
-    whole = [trial for trial in trials if trial.status == "completed" and search.metric in trial.metrics]
-    if not whole:
-        errors = [trial.error for trial in trials if trial.error]
-        raise StackError(
-            f"all {len(trials)} trials failed, the last with: {errors[-1] if errors else 'nothing'}"
-        )
+    whole = [trial for trial in trials if trial.status == "completed"]
+    errors = [trial.error for trial in trials if trial.error]
+    if not whole and errors:
+        raise StackError(f"all {len(trials)} trials failed, the last with: {errors[-1]}")
+    measured = [trial for trial in whole if search.metric in trial.metrics]  # those that diverged have none
+    if not measured:
+        raise StackError(f"no trial ended with a finite {search.metric}: search a lower lr")
     sign = 1 if search.mode == "min" else -1
-    return min(whole, key=lambda trial: sign * trial.metrics[search.metric])
+    return min(measured, key=lambda trial: sign * trial.metrics[search.metric])
 
 
-def _run(plan: Plan, lease: Lease, settings: Settings, left: Mapping[int, dict[str, Any]]) -> None:
+def _failed(broken: Mapping[int, StackError], left: Mapping[int, dict[str, Any]]) -> dict[str, Trial]:
+    return {
+        trial_name(index): Trial(trial_name(index), left[index], "failed", {}, error=str(error))
+        for index, error in broken.items()
+    }
+
+
+def _run(
+    plan: Plan, lease: Lease, settings: Settings, left: Mapping[int, dict[str, Any]]
+) -> dict[int, StackError]:
+    """Returns what trials broke off with that are not noted. Raises LeaseLost."""
     assert plan.search is not None
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may end before it was evaluated
     path, filesystem = ray_storage(settings, f"{plan.folder}/search")
+    notes = _Notes(plan, settings, left)
 
     def trial(config: dict[str, Any]) -> None:
         index = config["index"]
-        fit(
-            with_values(plan, left[index]),
-            lease,
-            trial_name(index),
-            settings,
-            index=index,
-            evaluations_per_epoch=EVALUATIONS_PER_EPOCH,
-            callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call]  # Ray's
+        outcome = _persist(
+            lambda: fit(
+                with_values(plan, left[index]),
+                lease,
+                trial_name(index),
+                settings,
+                index=index,
+                evaluations_per_epoch=EVALUATIONS_PER_EPOCH,
+                callbacks=[TuneReportCallback()],  # type: ignore[no-untyped-call]  # Ray's
+            )
         )
+        tune.report(outcome.metrics)  # of a run that an earlier attempt completed nothing else is told
 
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": CPUS}),  # the workers of the run within have theirs
@@ -140,10 +167,23 @@ def _run(plan: Plan, lease: Lease, settings: Settings, left: Mapping[int, dict[s
             storage_path=path,
             storage_filesystem=filesystem,
             verbose=0,
-            callbacks=[_Notes(plan, settings, left)],
+            callbacks=[notes],
         ),
     )
     tuner.fit()
+    for error in notes.broken.values():
+        if isinstance(error, LeaseLost):
+            raise error
+    return notes.broken
+
+
+def _persist(run: Callable[[], Outcome]) -> Outcome:
+    for _ in range(TRIES - 1):
+        try:
+            return run()
+        except TRANSIENT as error:
+            log.warning("the trial goes on from its last checkpoint: %s", error)
+    return run()
 
 
 def _scheduler(plan: Plan) -> TrialScheduler:
@@ -161,10 +201,11 @@ def _scheduler(plan: Plan) -> TrialScheduler:
 
 
 class _Notes(tune.Callback):
-    """Writes down each trial that ends."""
+    """Writes down each trial that ends, and keeps in mind those that broke off."""
 
     def __init__(self, plan: Plan, settings: Settings, left: Mapping[int, dict[str, Any]]) -> None:
         self._plan, self._settings, self._left = plan, settings, left
+        self.broken: dict[int, StackError] = {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial_name(trial.config["index"])
@@ -173,7 +214,11 @@ class _Notes(tune.Callback):
         self._note(trial, "completed" if whole else "stopped", model if whole else None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._note(trial, "failed", None, _error(trial))
+        error = _error(trial)
+        if isinstance(error, (*TRANSIENT, LeaseLost)):
+            self.broken[trial.config["index"]] = error
+        else:
+            self._note(trial, "failed", None, str(error))
 
     def _note(
         self,
@@ -203,9 +248,16 @@ def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _error(trial: Any) -> str:
-    last = str(trial.get_pickled_error() or trial.get_error() or "unknown").strip()
-    return last.rpartition("\n")[2][:300]
+def _error(trial: Any) -> StackError:
+    """What the trial raised. Tune has it in a file of this machine by now, but not yet in the storage."""
+    path = trial.pickled_error_file
+    error = None if path is None else ray.cloudpickle.loads(Path(path).read_bytes())
+    if isinstance(error, RayActorError):
+        return NotReady("a trial's process died")
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return (
+        cause if isinstance(cause, StackError) else StackError(f"{type(cause).__name__}, see the job's log")
+    )
 
 
 def _shown(trial: Trial) -> dict[str, Any]:

@@ -1,14 +1,20 @@
-"""Drawing trials, and choosing among them. What runs them is tried on a real cluster, see tests/serve."""
+"""Drawing trials, and choosing among them. test_search_on_ray runs them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import asyncio
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import pytest
 
-from stack.errors import StackError
+import stack.training.search
+from stack.errors import NotReady, StackError
+from stack.settings import Settings
+from stack.store.jobs import Lease
 from stack.training.plan import Parameter, Search
-from stack.training.search import Trial, choose, draw
+from stack.training.search import Found, Trial, choose, draw
+from tests.training.test_values import plan
 
 
 def search(num_trials: int = 3, seed: int = 0, **changes: Any) -> Search:
@@ -53,3 +59,33 @@ def test_the_best_was_trained_to_its_end() -> None:
 def test_when_all_fail_the_reason_is_told() -> None:
     with pytest.raises(StackError, match="all 2 trials failed, the last with: no memory"):
         choose([trial(0, None, "failed"), trial(1, None, "failed")], search())
+
+
+def test_a_trial_that_diverged_is_not_chosen() -> None:
+    assert choose([trial(0, None), trial(1, 2.0), trial(2, None)], search()).name == "trial-1"
+    with pytest.raises(StackError, match="no trial ended with a finite validation_loss"):
+        choose([trial(0, None)], search())
+
+
+def test_what_may_pass_is_tried_again_unless_another_trial_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = NotReady("a training worker died")
+    monkeypatch.setattr(stack.training.search, "_run", lambda *_: {0: died})
+    searched = plan(search=Search(parameters={"lr": Parameter(type="grid", values=[0.1, 0.2])}, num_trials=1))
+
+    def search_again() -> Found:
+        return stack.training.search.search(searched, cast("Lease", None), Settings(home=tmp_path))
+
+    with pytest.raises(NotReady, match="a training worker died"):
+        search_again()
+    complete = Trial(
+        "trial-1", {"lr": 0.2}, "completed", {"validation_loss": 1.0}, "runs/trial-1/final/model"
+    )
+    asyncio.run(stack.training.search._store(searched, Settings(home=tmp_path), complete))
+    found = search_again()
+    assert found.outcome.name == "trial-1"
+    assert [(trial["status"], trial.get("error")) for trial in found.trials] == [
+        ("failed", "a training worker died"),
+        ("completed", None),
+    ]
