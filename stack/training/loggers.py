@@ -1,8 +1,8 @@
 """Where a run's curves go besides its row: TensorBoard always, MLflow and Weights & Biases when named.
 
 Where their servers are is the operator's word (MLFLOW_TRACKING_URI, WANDB_BASE_URL, WANDB_API_KEY), else a
-folder in STACK_HOME. A run that is resumed goes on in its own place. None of them may end a run: one that
-fails is left out.
+folder in STACK_HOME. A run that is resumed goes on in its own place. None of them may end a run or hold it
+up: one that fails is left out, and those that may have a server write from a thread of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import queue
+import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 log = logging.getLogger(__name__)
+
+CLOSE_S = 30.0
+"""How long the end of a run waits for a logger to write what is left."""
+
+_SECRETS = ("_PASSWORD", "_TOKEN", "_KEY")
 
 
 class Sink(Protocol):
@@ -113,6 +121,45 @@ class Wandb:
         self._run.finish()
 
 
+class Apart:
+    """A sink in a thread of its own: MLflow's client tries a server that is away for four minutes."""
+
+    def __init__(self, name: str, open_sink: Callable[[], Sink]) -> None:
+        self._name, self._open, self._failed = name, open_sink, False
+        self._waiting: queue.SimpleQueue[tuple[Mapping[str, float], int] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def write(self, metrics: Mapping[str, float], step: int) -> None:
+        if not self._failed:
+            self._waiting.put((metrics, step))
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            log.warning("%s is left out: it has not answered for %g s", self._name, CLOSE_S)
+
+    def _work(self) -> None:
+        try:
+            sink = self._open()
+            while (waiting := self._waiting.get()) is not None:
+                sink.write(*waiting)
+            sink.close()
+        except Exception as error:  # the logger's: a server that does not answer, a package that is missing
+            self._failed = True
+            log.warning("%s is left out: %s", self._name, told(error))
+
+
+def told(error: Exception) -> str:
+    """The error's text without the passwords of URLs and the operator's keys."""
+    text = re.sub(r"://[^/@\s]*@", "://", f"{type(error).__name__}: {error}")
+    for name, value in os.environ.items():
+        if value and name.startswith(("MLFLOW_TRACKING_", "WANDB_")) and name.endswith(_SECRETS):
+            text = text.replace(value, "…")
+    return text
+
+
 class Logging(TrainerCallback):
     """Hands what the trainer logs to sinks. For the first worker."""
 
@@ -124,17 +171,15 @@ class Logging(TrainerCallback):
         cls, plan: Plan, run: str, settings: Settings, folder: Path, copy: Callable[[], None] = lambda: None
     ) -> Logging:
         """`folder` is TensorBoard's; `copy` is called when it is to be copied to where it stays."""
-        openers: list[Any] = [lambda: TensorBoard(folder)]
+        sinks: list[Sink] = []
+        try:
+            sinks.append(TensorBoard(folder))
+        except Exception as error:  # the logger's
+            log.warning("TensorBoard is left out: %s", told(error))
         if plan.loggers.mlflow is not None:
-            openers.append(lambda: Mlflow(plan, run, settings))
+            sinks.append(Apart("MLflow", lambda: Mlflow(plan, run, settings)))
         if plan.loggers.wandb is not None:
-            openers.append(lambda: Wandb(plan, run, settings))
-        sinks = []
-        for opener in openers:
-            try:
-                sinks.append(opener())
-            except Exception as error:  # a logger's: a server that does not answer, a package that is missing
-                log.warning("a logger is left out: %s: %s", type(error).__name__, error)
+            sinks.append(Apart("Weights & Biases", lambda: Wandb(plan, run, settings)))
         return cls(sinks, copy)
 
     def on_log(
@@ -152,19 +197,25 @@ class Logging(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._each(lambda sink: sink.close())
-        self._copy()
+        self._keep()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._copy()
+        self._keep()
+
+    def _keep(self) -> None:
+        try:
+            self._copy()
+        except Exception as error:  # the storage's
+            log.warning("the curves for TensorBoard are not copied this time: %s", told(error))
 
     def _each(self, call: Any) -> None:
         for sink in list(self._sinks):
             try:
                 call(sink)
             except Exception as error:  # the logger's own
-                log.warning("%s is left out from now on: %s", type(sink).__name__, error)
+                log.warning("%s is left out from now on: %s", type(sink).__name__, told(error))
                 self._sinks.remove(sink)
 
 

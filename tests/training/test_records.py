@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
+import math
 import sqlite3
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,10 +19,11 @@ from PIL import Image
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from stack.settings import Settings
+from stack.training import loggers
 from stack.training.callbacks import metrics_of
 from stack.training.card import model_card
 from stack.training.curve import learning_curve
-from stack.training.loggers import Logging, Sink
+from stack.training.loggers import Apart, Logging, Sink, told
 from stack.training.plan import Loggers
 from tests.training.test_values import plan
 
@@ -42,6 +47,12 @@ def test_metrics_are_the_newest_and_the_first_of_validation() -> None:
             "perplexity": 2.718281828,
         }
     )
+
+
+def test_metrics_of_a_run_that_diverged_are_those_that_are_finite() -> None:
+    history = [*HISTORY, {"step": 3, "epoch": 1.5, "loss": 9.0, "eval_loss": math.nan}]
+    metrics = metrics_of(TrainerState(log_history=history, global_step=3, epoch=1.5))
+    assert metrics == {"step": 3, "epoch": 1.5, "train_loss": 9.0, "initial_validation_loss": 3.0}
 
 
 def size(picture: bytes) -> tuple[int, int]:
@@ -142,3 +153,31 @@ def test_a_logger_that_fails_is_left_out(tmp_path: Path) -> None:
     broken, kept = Broken(), Kept()
     log_twice(Logging(cast("list[Sink]", [broken, kept])))
     assert (broken.calls, kept.steps) == (1, [1, 2, -1])
+
+
+def test_a_server_that_does_not_answer_holds_nothing_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loggers, "CLOSE_S", 0.2)
+    answers = threading.Event()
+
+    def hang() -> Sink:
+        answers.wait(30)
+        raise ConnectionError("http://me:secret@mlflow does not answer")
+
+    began = time.monotonic()
+    sink = Apart("MLflow", hang)
+    with caplog.at_level(logging.WARNING):
+        sink.write({"loss": 1.0}, 1)
+        sink.close()
+        assert time.monotonic() - began < 5
+        assert "MLflow is left out: it has not answered for 0.2 s" in caplog.text
+        answers.set()
+        sink._thread.join(30)
+    assert "http://mlflow does not answer" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_keys_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0a1b2c")
+    assert told(ValueError("0a1b2c: no such key")) == "ValueError: …: no such key"
