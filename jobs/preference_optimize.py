@@ -2,7 +2,8 @@
 
 import sys
 
-from jobs.supervised_fine_tune import main
+from jobs.supervised_fine_tune import train
+from stack.jobs.runner import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(train, "jobs.preference_optimize"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
@@ -29,6 +30,17 @@ Work = Callable[[JobContext], Awaitable[Mapping[str, Any]]]
 END_TRIES = 60  # seconds that a database may be away when a job ends
 
 Reason = Literal["cancelled", "lost", "terminated"]
+
+
+def main(work: Work, command: str) -> int:
+    """An entry point: `python -m COMMAND --job-id ID`. Returns the process's exit code."""
+    parser = argparse.ArgumentParser(
+        f"python -m {command}",
+        description="Work on a job that was submitted, until it ends.",
+        epilog=f"Example: python -m {command} --job-id an-id",
+    )
+    parser.add_argument("--job-id", required=True, help="as `stack jobs list` shows it")
+    return run(work, parser.parse_args().job_id)
 
 
 def run(work: Work, job_id: str) -> int:

@@ -142,7 +142,7 @@ TAKES_NONE = "which takes no adapters: only models that read and write text alon
 def _check_fit(source: str, base: Model, settings: Settings) -> None:
     """BadRequest when the files on this machine show that the adapter cannot be served on the base model."""
     folder = sources.local_folder(base.provider_resource_id, settings)
-    if folder is None or not folder.is_dir():
+    if folder is None:
         return
     kind = facts(Folder.local(folder)).kind
     config = Folder.local(folder).json("config.json")

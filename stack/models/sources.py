@@ -121,10 +121,14 @@ def _fetch_local(path: Path, cache_dir: Path, progress: Progress) -> Path:
     path = _weights(path)
     if path.is_dir():
         return path
-    real = path.resolve()
-    version = f"{real.stat().st_size} {real.stat().st_mtime_ns}"
-    folder = folder_for(cache_dir, str(real), version)
+    folder = _converted(path, cache_dir)
     return fill_once(folder, lambda target: {"source": str(path)} | gguf.convert(path, target, progress))
+
+
+def _converted(path: Path, cache_dir: Path) -> Path:
+    """The folder of what a GGUF file is converted to, whether it is there yet or not."""
+    real = path.resolve()
+    return folder_for(cache_dir, str(real), f"{real.stat().st_size} {real.stat().st_mtime_ns}")
 
 
 def _fetch_bucket(bucket: buckets.Bucket, source: str, cache_dir: Path, progress: Progress) -> Path:
@@ -217,7 +221,7 @@ async def check(source: str, settings: Settings) -> Facts:
 
 
 def local_folder(source: str, settings: Settings) -> Path | None:
-    """Where the source's files are when they are on this machine already; asks nobody. A folder or file."""
+    """The folder that `fetch` would give, if it is on this machine already. Asks nobody."""
     match _opened(source, settings.storage):
         case Path() as path:
             found: Path | None = path
@@ -228,7 +232,14 @@ def local_folder(source: str, settings: Settings) -> Path | None:
             found = hub.cached(model)
         case buckets.Bucket():
             found = next(iter(_copies(source, settings.model_cache)), None)
-    return found if found is not None and found.exists() else None
+    if found is None or not found.exists():
+        return None
+    try:
+        weights = _weights(found)
+    except BadRequest:  # which `check` tells
+        return None
+    folder = weights if weights.is_dir() else _converted(weights, settings.model_cache)
+    return folder if weights.is_dir() or is_filled(folder) else None
 
 
 def _check(source: str, settings: Settings) -> Facts:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any
+from typing import Any, Literal
 
-from stack.schemas.post_training import EfficiencyConfig
+from stack.errors import BadRequest
+from stack.schemas.post_training import AlgorithmConfig, EfficiencyConfig, LoraFinetuningConfig
+from stack.settings import Settings
 from stack.training.plan import Plan
-
-log = logging.getLogger(__name__)
 
 
 def efficiency_arguments(plan: Plan) -> dict[str, Any]:
@@ -20,7 +19,7 @@ def efficiency_arguments(plan: Plan) -> dict[str, Any]:
         found["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if plan.method == "sft":
         found["activation_offloading"] = offloads_activations(plan)
-    return found | (fsdp_arguments(config) if shards(plan) else {})
+    return found | (fsdp_arguments(config) if plan.resources.strategy == "fsdp" else {})
 
 
 def offloads_activations(plan: Plan) -> bool:
@@ -29,19 +28,34 @@ def offloads_activations(plan: Plan) -> bool:
     return config is not None and config.enable_activation_offloading and plan.resources.gpus_per_worker > 0
 
 
-def shards(plan: Plan) -> bool:
-    """Whether the weights are divided among the workers (FSDP2) instead of copied to each (DDP).
+def strategy_of(config: EfficiencyConfig | None, settings: Settings) -> Literal["ddp", "fsdp"]:
+    """How workers share the model: each has it whole (DDP), or a part of it (FSDP2). One has it whole.
 
-    Among GPUs only: accelerate (1.15) would go on with DDP on CPUs in silence.
+    Raises BadRequest for a division that is asked for among workers without GPUs: accelerate (1.15) would go
+    on with DDP in silence.
     """
-    config = plan.training.efficiency_config or EfficiencyConfig()
-    asked = config.memory_efficient_fsdp_wrap or config.fsdp_cpu_offload or plan.resources.strategy == "fsdp"
-    if not asked or plan.resources.workers == 1:
-        return False
-    if plan.resources.gpus_per_worker == 0:
-        log.warning("workers without GPUs each hold the whole model: FSDP divides it among GPUs only")
-        return False
-    return True
+    asked = config is not None and (config.memory_efficient_fsdp_wrap or config.fsdp_cpu_offload)
+    if settings.train_workers == 1 or not (asked or settings.train_strategy == "fsdp"):
+        return "ddp"
+    if settings.train_gpus == 0:
+        where = "training_config.efficiency_config" if asked else "STACK_TRAIN_STRATEGY"
+        raise BadRequest(
+            f"{where}: FSDP divides a model among GPUs, and this server's training workers have none "
+            "(STACK_TRAIN_GPUS); leave it out, or set that"
+        )
+    return "fsdp"
+
+
+def check_divisible(strategy: str, algorithm: AlgorithmConfig | None) -> None:
+    """Raises BadRequest for what FSDP cannot divide."""
+    if strategy != "fsdp" or not isinstance(algorithm, LoraFinetuningConfig):
+        return
+    for name in ("quantize_base", "apply_lora_to_output"):
+        if getattr(algorithm, name):
+            raise BadRequest(
+                f"algorithm_config.{name}: does not go together with FSDP; leave it out, or train without "
+                "FSDP (efficiency_config, STACK_TRAIN_STRATEGY)"
+            )
 
 
 def fsdp_arguments(config: EfficiencyConfig) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.fs
 import ray.exceptions
 import ray.train
+import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -44,17 +45,17 @@ def fit(
     *,
     index: int = 0,
     evaluations_per_epoch: int = 1,
-    report_metrics: Callable[[dict[str, Any]], None] | None = None,
     callbacks: list[Any] | None = None,
 ) -> Outcome:
     """Train until the plan is complete; goes on from the last checkpoint of an earlier call with this name.
 
-    Blocks. Raises what a worker raised, if that is a StackError; NotReady when workers died or the storage is
-    full, after which the job is tried again.
+    Blocks. Raises what a worker raised; NotReady when workers died or the storage is full, after which the
+    job is tried again.
     """
     # Of a node's end nobody has to be told where there is one: that is one process less to start.
     if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]  # Ray's
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each report waits for one
     path, filesystem = ray_storage(settings, plan.run_folder)
     resources = plan.resources
     run = Run(plan, lease, name, index * ITEMS_PER_RUN, evaluations_per_epoch)
@@ -106,28 +107,21 @@ def _requested(plan: Plan) -> dict[str, float]:
     return requested | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker > 0 else {})
 
 
-def _told(error: Exception) -> StackError:
+def _told(error: Exception) -> BaseException:
     """Why training failed, from Ray's error, which holds those of the workers."""
-    for cause in _causes(error):
+    causes = _causes(error)
+    for cause in causes:
         if isinstance(cause, StackError):
             return cause
-        if isinstance(cause, OSError) and cause.errno in (28, 122):  # ENOSPC, EDQUOT
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return NotReady("the disk or the server's storage is full: delete what is not needed")
-        if isinstance(cause, ray.exceptions.OutOfMemoryError | MemoryError):
+        if isinstance(cause, ray.exceptions.OutOfMemoryError | MemoryError | torch.OutOfMemoryError):
             return NotReady(
                 "a training worker ran out of memory: take a smaller batch_size, or activation checkpointing"
             )
         if isinstance(cause, ray.exceptions.RayActorError):
             return NotReady("a training worker died")
-    return _Unforeseen(str(error))
-
-
-class _Unforeseen(StackError):
-    """Another error of a worker. Its text goes to the log; the row names the class only."""
-
-    def __str__(self) -> str:
-        last = str(self.args[0]).strip().rpartition("\n")[2]
-        return f"training failed: {last[:300]}"
+    return next((cause for cause in causes if not type(cause).__module__.startswith("ray.")), error)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

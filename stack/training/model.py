@@ -12,13 +12,11 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import AutoModelForCausalLM, Trainer, set_seed
 
-from stack.errors import BadRequest
 from stack.models.hub import HubSource
 from stack.models.sources import parse
 from stack.schemas.post_training import LoraFinetuningConfig, QATFinetuningConfig
 from stack.training import qat
 from stack.training.dtypes import compute_dtype
-from stack.training.efficiency import shards
 from stack.training.lora import Adapted, add_adapter, continue_adapter, merge_adapter
 from stack.training.plan import Plan
 from stack.training.quantized_base import leave_to_each_worker, quantize_base
@@ -42,8 +40,6 @@ def load(plan: Plan, folder: Path, adapter: Path | None, device: torch.device) -
     """
     set_seed(plan.seed)
     config = plan.algorithm
-    if isinstance(config, LoraFinetuningConfig) and shards(plan):
-        _check_divisible(config)
     is_lora = isinstance(config, LoraFinetuningConfig)
     dtype = compute_dtype(plan, device) if is_lora else torch.float32
     base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
@@ -55,15 +51,6 @@ def load(plan: Plan, folder: Path, adapter: Path | None, device: torch.device) -
     if isinstance(config, QATFinetuningConfig):
         qat.prepare(base, config.quantizer_name, config.group_size)
     return base.to(device)
-
-
-def _check_divisible(config: LoraFinetuningConfig) -> None:
-    for name in ("quantize_base", "apply_lora_to_output"):
-        if getattr(config, name):
-            raise BadRequest(
-                f"algorithm_config.{name}: does not go together with FSDP; leave it out, or train without "
-                "FSDP (efficiency_config, STACK_TRAIN_STRATEGY)"
-            )
 
 
 def _with_adapter(plan: Plan, config: LoraFinetuningConfig, base: Any, adapter: Path | None) -> Adapted:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stack.jobs.logs import files_of
 from stack.schemas.post_training import AlgorithmConfig, DPOAlignmentConfig, TrainingConfig
 
 KINDS: dict[str, str] = {"supervised-fine-tune": "sft", "preference-optimize": "dpo"}
@@ -87,7 +88,7 @@ class Plan(_Part):
     search: Search | None = None
     loggers: Loggers = Loggers()
     resources: Resources = Resources()
-    folder: str = Field(description="In the storage: prepared data, checkpoints, the model, logs.")
+    folder: str = Field(description="In the storage: checkpoints, the model, logs.")
     max_tokens: int = Field(description="Longer sequences are cut; the length of a pack.")
     checkpoint_s: float = 300.0
     checkpoints_kept: int = 3
@@ -100,5 +101,10 @@ class Plan(_Part):
 
     @property
     def run_folder(self) -> str:
-        """Where Ray Train keeps the checkpoints of this run."""
+        """Where Ray Train keeps the checkpoints of runs, each in a folder of its name."""
         return f"{self.folder}/runs"
+
+    @property
+    def work_folder(self) -> str:
+        """What attempts of the job hand on to the next one. It is freed with the job's log."""
+        return f"{files_of(self.job_uuid)}/training"

@@ -52,11 +52,11 @@ class Counts(NamedTuple):
 
 
 def manifest_path(plan: Plan, split: str) -> str:
-    return f"{plan.folder}/data/{split}.json"
+    return f"{plan.work_folder}/{split}.json"
 
 
 def shard_path(plan: Plan, split: str, number: int) -> str:
-    return f"{plan.folder}/data/{split}-{number:06}.arrow"
+    return f"{plan.work_folder}/{split}-{number:06}.arrow"
 
 
 async def prepare(plan: Plan, split: str, data: Data, context: JobContext, storage: Storage) -> Counts:

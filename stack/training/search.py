@@ -134,7 +134,7 @@ def _run(
     """Returns what trials broke off with that are not noted. Raises LeaseLost."""
     assert plan.search is not None
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may end before it was evaluated
-    path, filesystem = ray_storage(settings, f"{plan.folder}/search")
+    path, filesystem = ray_storage(settings, f"{plan.work_folder}/search")
     notes = _Notes(plan, settings, left)
 
     def trial(config: dict[str, Any]) -> None:
@@ -282,7 +282,7 @@ async def _exists(settings: Settings, folder: str) -> bool:
 
 
 def _notes(plan: Plan) -> str:
-    return f"{plan.folder}/trials"
+    return f"{plan.work_folder}/trials"
 
 
 async def sweep(plan: Plan, best: str, storage: Storage) -> None:

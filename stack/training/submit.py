@@ -11,6 +11,7 @@ from stack.schemas.models import Model
 from stack.schemas.post_training import (
     AlgorithmConfig,
     DPOAlignmentConfig,
+    EfficiencyConfig,
     LoraFinetuningConfig,
     PostTrainingJob,
     PreferenceOptimizeRequest,
@@ -22,6 +23,7 @@ from stack.store.registry import Registry
 from stack.store.storage import Storage
 from stack.training.checks import check_dtype, check_lora, check_numbers, check_preferences, check_quantizer
 from stack.training.data_checks import resolve
+from stack.training.efficiency import check_divisible, strategy_of
 from stack.training.folder import check_apart, folder_of
 from stack.training.options import check_trials, parse_loggers, parse_search
 from stack.training.plan import KINDS, Data, Plan, Resources
@@ -90,7 +92,7 @@ class Submissions:
             loggers=parse_loggers(request.logger_config),
             data=await self._data(method, request, "dataset_id"),
             validation=await self._data(method, request, "validation_dataset_id") if validated else None,
-            resources=_resources(self._settings),
+            resources=_resources(self._settings, request.training_config.efficiency_config, algorithm),
             folder=folder_of(request.job_uuid, getattr(request, "checkpoint_dir", None)),
             max_tokens=_max_tokens(self._settings, known),
             checkpoint_s=self._settings.train_checkpoint_s,
@@ -170,12 +172,16 @@ def _new_adapter(
         raise BadRequest(f"{setting}{error}") from error
 
 
-def _resources(settings: Settings) -> Resources:
+def _resources(
+    settings: Settings, config: EfficiencyConfig | None, algorithm: AlgorithmConfig | None
+) -> Resources:
+    strategy = strategy_of(config, settings)
+    check_divisible(strategy, algorithm)
     return Resources(
         workers=settings.train_workers,
         cpus_per_worker=settings.train_cpus,
         gpus_per_worker=settings.train_gpus,
-        strategy=settings.train_strategy,
+        strategy=strategy,
     )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from stack.errors import BadRequest
 from stack.models import sources
-from stack.models.cache import folder_for, is_filled
 from stack.models.folders import Facts, Folder, facts
 from stack.settings import Settings
 from stack.store.storage import Storage
@@ -73,7 +72,7 @@ async def open_weights(source: str, settings: Settings, storage: Storage) -> Wei
 
 
 def _local(source: str, settings: Settings) -> Weights | None:
-    folder = local_folder(source, settings)
+    folder = sources.local_folder(source, settings)
     if folder is None or not _is_complete(Folder.local(folder)):
         return None
 
@@ -94,26 +93,6 @@ def _read(path: Path, start: int, end: int | None) -> bytes:
     with path.open("rb") as file:
         file.seek(start)
         return file.read(-1 if end is None else end - start)
-
-
-def local_folder(source: str, settings: Settings) -> Path | None:
-    """The folder that a fetch would give, if it is on this machine by now. Blocks; asks nobody."""
-    found = sources.local_folder(source, settings)
-    return None if found is None else _converted(found, settings.model_cache)
-
-
-def _converted(path: Path, cache: Path) -> Path | None:
-    """A folder of safetensors as it is; for a GGUF file, what it was converted to."""
-    if path.is_dir():
-        files = sorted(path.glob("*.gguf"))
-        if len(files) != 1 or any(path.glob("*.safetensors")):
-            return path
-        path = files[0]
-    if not path.is_file() or path.suffix != ".gguf":
-        return None
-    real = path.resolve()
-    folder = folder_for(cache, str(real), f"{real.stat().st_size} {real.stat().st_mtime_ns}")
-    return folder if is_filled(folder) else None
 
 
 def _header_length(first: bytes, name: str) -> int:

@@ -144,7 +144,7 @@ class _Worker:
     def _reference(self, split: str, rows: Dataset, model: Any) -> Any:
         from stack.training.preference import reference_logps
 
-        path = f"{self._plan.folder}/data/reference-{split}.f64"
+        path = f"{self._plan.work_folder}/reference-{split}.f64"
         try:
             stored = asyncio.run(self._storage.read(path))
             return np.frombuffer(stored, np.float64).reshape(2, -1)

@@ -69,7 +69,7 @@ async def test_turn_that_gave_up_waiting_does_not_bar_a_resume(
 ) -> None:
     talk = await open_talk(client, client_tools=[TOOL])
     stack.turns._wait_s = 0.1
-    running = asyncio.create_task(talk.turn(script([0.4, call("t", "c1")], ["Done."])))
+    running = asyncio.create_task(talk.turn(script([1.5, call("t", "c1")], ["Done."])))
     await fake.waiting.wait()
     assert (await talk.say(script(["Late."]))).status_code == 429
     turn = await running

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -16,8 +15,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
+from stack.errors import BadRequest
+from stack.schemas.post_training import EfficiencyConfig
+from stack.settings import Settings
 from stack.training.arguments import training_arguments
-from stack.training.efficiency import offloads_activations, shards
+from stack.training.efficiency import (
+    check_divisible,
+    efficiency_arguments,
+    offloads_activations,
+    strategy_of,
+)
 from stack.training.model import load
 from stack.training.plan import Resources
 from tests.training.plans import ALIGNMENT, ALONE, lora, make_plan
@@ -67,31 +74,51 @@ def test_activations_are_offloaded_from_gpus_only(alignment: Any) -> None:
     assert offloads_activations(make_plan(alignment=alignment, efficiency=efficiency, resources=gpu))
 
 
+GPUS = {"train_workers": 2, "train_gpus": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("efficiency", "resources", "expected"),
+    ("efficiency", "settings", "expected"),
     [
-        ({}, {"workers": 2, "gpus_per_worker": 1}, False),
-        ({}, {"workers": 2, "gpus_per_worker": 1, "strategy": "fsdp"}, True),
-        ({"memory_efficient_fsdp_wrap": True}, {"workers": 2, "gpus_per_worker": 1}, True),
-        ({"fsdp_cpu_offload": True}, {"workers": 2, "gpus_per_worker": 1}, True),
-        ({"fsdp_cpu_offload": True}, {"workers": 1, "gpus_per_worker": 1}, False),
-        ({"fsdp_cpu_offload": True}, {"workers": 2, "strategy": "fsdp"}, False),
+        ({}, GPUS, "ddp"),
+        ({}, GPUS | {"train_strategy": "fsdp"}, "fsdp"),
+        ({"memory_efficient_fsdp_wrap": True}, GPUS, "fsdp"),
+        ({"fsdp_cpu_offload": True}, GPUS, "fsdp"),
+        ({"fsdp_cpu_offload": True}, {"train_gpus": 1.0}, "ddp"),
+        ({"fsdp_cpu_offload": True}, {"train_strategy": "fsdp"}, "ddp"),
     ],
 )
-def test_weights_are_divided_among_gpus(
-    efficiency: dict[str, bool], resources: dict[str, Any], expected: bool
+def test_several_gpus_divide_the_weights(
+    efficiency: dict[str, bool], settings: dict[str, Any], expected: str
 ) -> None:
-    plan = make_plan(efficiency=efficiency, resources=Resources(**resources))
-    assert shards(plan) is expected
+    assert strategy_of(EfficiencyConfig(**efficiency), Settings(**settings)) == expected
 
 
-def test_cpu_workers_that_should_divide_the_model_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        arguments = training_arguments(
-            make_plan(resources=Resources(workers=2, strategy="fsdp")), Path("out")
-        )
-    assert "fsdp" not in arguments
-    assert "each hold the whole model" in caplog.text
+@pytest.mark.parametrize(
+    ("efficiency", "strategy", "where"),
+    [
+        ({"memory_efficient_fsdp_wrap": True}, "ddp", "training_config.efficiency_config: FSDP"),
+        ({}, "fsdp", "STACK_TRAIN_STRATEGY: FSDP"),
+    ],
+)
+def test_cpus_that_should_divide_them_are_refused(
+    efficiency: dict[str, bool], strategy: Any, where: str
+) -> None:
+    with pytest.raises(BadRequest, match=where):
+        strategy_of(EfficiencyConfig(**efficiency), Settings(train_workers=2, train_strategy=strategy))
+
+
+@pytest.mark.parametrize("name", ["quantize_base", "apply_lora_to_output"])
+def test_what_cannot_be_divided_is_refused(name: str) -> None:
+    check_divisible("ddp", lora(**{name: True}))
+    with pytest.raises(BadRequest, match=f"algorithm_config.{name}: does not go together with FSDP"):
+        check_divisible("fsdp", lora(**{name: True}))
+
+
+def test_the_plan_says_whether_they_are_divided() -> None:
+    divided = make_plan(resources=Resources(workers=2, gpus_per_worker=1, strategy="fsdp"))
+    assert efficiency_arguments(divided)["fsdp"] is True
+    assert "fsdp" not in efficiency_arguments(make_plan())
 
 
 def test_the_arguments_are_transformers(tmp_path: Path) -> None:

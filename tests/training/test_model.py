@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from stack.errors import BadRequest
 from stack.training.model import load, save
-from stack.training.plan import Plan, Resources
 from tests.training.plans import lora, make_plan
 
 CPU = torch.device("cpu")
@@ -197,14 +196,3 @@ def test_a_converted_model_has_its_tied_weights_once(
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     torch.testing.assert_close(logits(plain(tmp_path)), logits(plain(tiny_dir)), atol=0.05, rtol=0)
-
-
-def sharded(config: Any) -> Plan:
-    resources = Resources(workers=2, gpus_per_worker=1, strategy="fsdp")
-    return make_plan(config, resources=resources)
-
-
-@pytest.mark.parametrize("name", ["quantize_base", "apply_lora_to_output"])
-def test_what_cannot_be_divided_among_workers_is_refused(name: str, tiny_dir: Path) -> None:
-    with pytest.raises(BadRequest, match=f"algorithm_config.{name}: does not go together with FSDP"):
-        load(sharded(lora(**{name: True})), tiny_dir, None, CPU)

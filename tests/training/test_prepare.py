@@ -43,7 +43,7 @@ async def test_several_shards_are_one_dataset(
     counts = await prepare(plan, "train", plan.data, await workshop.context(plan), workshop.storage)
     rows = await asyncio.to_thread(open_split, plan, "train", workshop.storage, tmp_path)
     assert counts.rows == len(rows) == 12
-    assert len(await workshop.storage.find(f"{plan.folder}/data")) == 4  # three shards and the manifest
+    assert len(await workshop.storage.find(plan.work_folder)) == 4  # three shards and the manifest
 
 
 async def test_what_is_prepared_is_not_prepared_again(workshop: Workshop) -> None:

@@ -77,7 +77,7 @@ def test_a_search_that_lost_its_job_notes_nothing(address: str, tmp_path: Path) 
 
     with pytest.raises(LeaseLost):
         run_search(tmp_path, searched("none", LOST), without_train)
-    assert not (tmp_path / "storage/training/job/trials").exists()
+    assert not (tmp_path / "storage/jobs/job/training/trials").exists()
 
 
 def test_a_killed_search_goes_on(address: str, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_killed_search_goes_on(address: str, tmp_path: Path) -> None:
 
     whole = searched("none", DIES_ONCE, WAITS_ONCE)
     kill_when_it_waits(address, tmp_path, whole)
-    first = tmp_path / "storage/training/job/trials/trial-0.json"
+    first = tmp_path / "storage/jobs/job/training/trials/trial-0.json"
     first.unlink()  # as if it had been killed just before
     taken = steps(tmp_path, 0)
     found = run_search(tmp_path, whole, on_train)
