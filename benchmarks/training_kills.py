@@ -1,4 +1,4 @@
-"""Kills, five of each kind, during one training job, which has to complete with all steps and the same losses.
+"""Kills, five of each kind, during one training job: it has to complete with all steps and the same losses.
 
 A stack of its own is started in a temporary folder, with a tiny model, and killed with -9 part by part: a
 worker, the job's own process, an API replica, the reconciler, and all of it. A second job of the same plan,
@@ -201,9 +201,8 @@ def measure(stack: Stack, args: argparse.Namespace) -> None:
             until(lambda before=before: done(stack) > before, 300)  # type: ignore[misc]  # bound now
             pauses.append(time.monotonic() - killed)
             time.sleep(3)
-        print(
-            f"{kind:11} {args.times} kills; beyond the step it had after {statistics.median(pauses):.1f} s (median)"
-        )
+        median = statistics.median(pauses)
+        print(f"{kind:11} {args.times} kills; beyond the step it had after {median:.1f} s (median)")
     until(lambda: stack.job(JOB)["status"] in ("completed", "failed"), 1800)
     job, calm, ours = stack.job(JOB), stack.losses(CALM), stack.losses(JOB)
     worst = max(abs(calm[step] - ours[step]) for step in calm)
