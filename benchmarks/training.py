@@ -96,7 +96,9 @@ async def round_of(args: argparse.Namespace, case: Case, number: int) -> tuple[f
     ):
         config = {"plan": plan.model_dump(mode="json"), "lease": None}
         command = [sys.executable, __file__, "--model", ".", "--data", ".", "--plain", json.dumps(config)]
-        alone = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+        alone = await asyncio.to_thread(
+            subprocess.run, command, stdout=subprocess.PIPE, text=True, check=True
+        )
         bare = json.loads(alone.stdout.splitlines()[-1])
         began = time.time()
         outcome = await asyncio.to_thread(fit, plan, lease, "run", settings)
@@ -198,6 +200,8 @@ def plain(config: dict[str, Any]) -> dict[str, float]:
 
     plan = Plan.model_validate(config["plan"])
     torch.set_num_threads(os.cpu_count() or 1)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     folder = Path(plan.start.source)
     with asyncio.Runner() as runner, tempfile.TemporaryDirectory() as scratch:
         storage = runner.run(open_storage(Settings()).__aenter__())

@@ -121,7 +121,7 @@ def training(dataset_id: str, validation_dataset_id: str, lr: float) -> dict[str
             "shuffle": True,
             "data_format": "instruct",
         },
-        "optimizer_config": {"optimizer_type": "adamw", "lr": lr, "weight_decay": 0.0, "num_warmup_steps": 1},
+        "optimizer_config": {"optimizer_type": "adamw", "lr": lr, "weight_decay": 0.0, "num_warmup_steps": 0},
     }
 
 

@@ -10,10 +10,13 @@ from starlette.middleware import Middleware
 
 from stack.api import (
     agents,
+    batch_inference,
+    benchmarks,
     datasetio,
     datasets,
     docs,
     errors,
+    eval,
     files,
     inference,
     inspect,
@@ -24,7 +27,10 @@ from stack.api import (
     providers,
     rag,
     safety,
+    scoring,
+    scoring_functions,
     shields,
+    synthetic_data,
     tool_runtime,
     toolgroups,
     vector_dbs,
@@ -39,6 +45,9 @@ ROUTERS = tuple(
     module.router
     for module in (
         agents,
+        batch_inference,
+        eval,  # before benchmarks, whose ids may contain a slash
+        benchmarks,
         datasetio,
         datasets,
         docs,
@@ -51,7 +60,10 @@ ROUTERS = tuple(
         providers,
         rag,
         safety,
+        scoring,
+        scoring_functions,
         shields,
+        synthetic_data,
         tool_runtime,
         toolgroups,
         vector_dbs,

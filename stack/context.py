@@ -13,10 +13,14 @@ from pydantic_core import from_json
 from stack.agents.agents import Agents
 from stack.agents.open import open_agents
 from stack.agents.turns import Turns
+from stack.batch.batches import Batches
 from stack.datasets.datasets import Datasets
 from stack.engine.base import Inference, Meter, NoMeter
 from stack.engine.remote.openai import open_client
 from stack.errors import BadRequest, NotReady
+from stack.evaluation.benchmarks import Benchmarks
+from stack.evaluation.evaluate import Evaluators
+from stack.evaluation.evaluations import Evaluations
 from stack.files.blobs import Blobs
 from stack.files.files import Files
 from stack.files.uploads import Uploads
@@ -25,6 +29,7 @@ from stack.rag.rag import Rag, open_rag
 from stack.safety.shields import Shields, open_shields
 from stack.sandbox.sandbox import Sandbox
 from stack.schemas.models import Model
+from stack.scoring.scoring import Scoring, open_scoring
 from stack.settings import Settings, get_settings
 from stack.store.database import Database, open_database
 from stack.store.jobs import Jobs
@@ -32,6 +37,7 @@ from stack.store.lance import Lance, open_lance
 from stack.store.model_status import ModelStatuses
 from stack.store.registry import Registry
 from stack.store.storage import Storage, open_storage
+from stack.synthetic.synthesis import Synthesizer
 from stack.tools.tools import Tools, open_tools
 from stack.training.training import Training
 from stack.vector.databases import VectorDatabases
@@ -56,9 +62,14 @@ class Stack:
     rag: Rag
     tools: Tools
     shields: Shields
+    scoring: Scoring
     agents: Agents
     turns: Turns
     training: Training
+    batches: Batches
+    benchmarks: Benchmarks
+    evaluations: Evaluations
+    synthesizer: Synthesizer
 
 
 def no_inference(model_id: str) -> Inference:
@@ -91,6 +102,7 @@ async def open_stack(
         datasets = Datasets(settings, database, lance, files)
         async with (
             open_shields(settings, database, serving) as shields,
+            open_scoring(database, serving, datasets) as scoring,
             open_rag(settings, files, vector_dbs, vectors, serving) as rag,
             open_tools(settings, database, rag, Sandbox(settings)) as tools,
             open_agents(
@@ -106,6 +118,8 @@ async def open_stack(
                 meter or NoMeter(),
             ) as (agents, turns),
         ):
+            benchmarks = Benchmarks(database, datasets, scoring)
+            evaluators = Evaluators(serving, agents, turns, scoring)
             yield Stack(
                 settings=settings,
                 database=database,
@@ -123,9 +137,14 @@ async def open_stack(
                 rag=rag,
                 tools=tools,
                 shields=shields,
+                scoring=scoring,
                 agents=agents,
                 turns=turns,
                 training=Training(settings, models, jobs, datasets, storage),
+                batches=Batches(serving, jobs, storage),
+                benchmarks=benchmarks,
+                evaluations=Evaluations(evaluators, benchmarks, datasets, jobs, storage),
+                synthesizer=Synthesizer(settings, evaluators, models, jobs, storage, datasets),
             )
 
 

@@ -9,6 +9,7 @@ from pydantic import JsonValue, SecretStr
 
 from stack.models.args import ModelArgs
 from stack.safety.providers import PROVIDERS as SHIELD_PROVIDERS
+from stack.scoring.judge import CONCURRENCY, MAX_TOKENS
 from stack.settings import Settings
 from stack.vector.params import QueryParams
 
@@ -69,6 +70,10 @@ def _training(settings: Settings) -> dict[str, JsonValue]:
     }
 
 
+def _judges(settings: Settings) -> dict[str, JsonValue]:
+    return {"concurrency": CONCURRENCY, "max_tokens": MAX_TOKENS}
+
+
 def _key(name: str) -> Callable[[Settings], dict[str, JsonValue]]:
     return lambda settings: {"api_key": masked(getattr(settings, name))}
 
@@ -95,6 +100,8 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider("vector_io", "lancedb", "inline::lancedb", _vectors),
     Provider("post_training", "ray-train", "inline::ray-train", _training),
     *(Provider("safety", name, f"inline::{name}", _shield(name)) for name in SHIELD_PROVIDERS),
+    Provider("scoring", "basic", "inline::basic", lambda settings: {}),
+    Provider("scoring", "llm-as-judge", "inline::llm-as-judge", _judges),
     Provider("tool_runtime", "rag-runtime", "inline::rag-runtime", _rag),
     Provider("tool_runtime", "tavily-search", "remote::tavily-search", _key("tavily_api_key")),
     Provider("tool_runtime", "brave-search", "remote::brave-search", _key("brave_api_key")),

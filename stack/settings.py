@@ -122,6 +122,21 @@ class Settings(BaseSettings):
         description="The adapter that preference-optimize trains on a whole model, as JSON of "
         "LoraFinetuningConfig.",
     )
+    synthetic_candidates: int = Field(4, ge=1, le=64, description="Answers generated to each dialog.")
+    synthetic_max_tokens: int = Field(512, ge=1, description="Limit of a generated answer, tokens.")
+    synthetic_temperature: float = Field(0.8, gt=0, description="At which answers are drawn.")
+    synthetic_top_k: int = Field(1, ge=1, description="How many answers to a dialog the filter top_k keeps.")
+    synthetic_top_p: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of the softmax over a dialog's scores that the filter top_p keeps.",
+    )
+    synthetic_scoring_fn: str | None = Field(
+        None,
+        description="The scoring function that rates generated answers, such as a judge; default: the "
+        "model's own mean log-probability of a token.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least level that is logged."
     )

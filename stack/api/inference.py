@@ -11,7 +11,7 @@ from stack.api.openapi import events_of
 from stack.api.routing import api_router
 from stack.context import CurrentStack, ProviderData
 from stack.engine.fold import fold_chat_completion, fold_completion
-from stack.engine.tool_config import merged
+from stack.engine.tool_config import with_tool_config
 from stack.schemas.inference import (
     ChatCompletionRequest,
     ChatCompletionResponse,
@@ -68,11 +68,3 @@ async def embeddings(
 async def _answer(answer: Awaitable[BaseModel]) -> Response:
     """Written at once: FastAPI would validate the answer again, thousands of numbers for embeddings."""
     return Response((await answer).model_dump_json(), media_type="application/json")
-
-
-def with_tool_config(request: ChatCompletionRequest) -> ChatCompletionRequest:
-    """The request with its deprecated fields moved into `tool_config`."""
-    config = merged(request.tool_config, request.tool_choice, request.tool_prompt_format)
-    if config is request.tool_config:
-        return request
-    return request.model_copy(update={"tool_config": config, "tool_choice": None, "tool_prompt_format": None})

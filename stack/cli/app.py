@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from stack.cli import agent, chat, doctor, jobs, models, up, version
+from stack.cli import agent, chat, doctor, evals, jobs, models, up, version
 from stack.cli.problems import CliError, report
 from stack.errors import StackError
 
@@ -44,6 +44,7 @@ app.command("up")(up.up)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(evals.app, name="eval")
 app.command("chat")(chat.chat)
 app.command("agent")(agent.agent)
 app.command("version")(version.version)

@@ -181,10 +181,12 @@ class Inference(Protocol):
     `stack.engine.fold`. Errors that can be known early are raised before the first chunk.
     """
 
-    def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]: ...
+    def completion(
+        self, request: CompletionRequest, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncIterator[CompletionResponseStreamChunk]: ...
 
     def chat_completion(
-        self, request: ChatCompletionRequest
+        self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]: ...
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse: ...
@@ -211,10 +213,12 @@ class Inference(Protocol):
 class LocalModel(Protocol):
     """A model that computes in this process; its replica offers it to others as an `Inference`."""
 
-    def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]: ...
+    def completion(
+        self, request: CompletionRequest, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncIterator[CompletionResponseStreamChunk]: ...
 
     def chat_completion(
-        self, request: ChatCompletionRequest
+        self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]: ...
 
     async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stack.errors import BadRequest
+from stack.schemas.inference import ChatCompletionRequest
 from stack.schemas.messages import ToolChoice, ToolConfig, ToolPromptFormat
 
 
@@ -22,3 +23,11 @@ def merged(
                 f"leave {name} out, it is deprecated"
             )
     return config.model_copy(update=old)
+
+
+def with_tool_config(request: ChatCompletionRequest) -> ChatCompletionRequest:
+    """The request with its deprecated fields moved into `tool_config`."""
+    config = merged(request.tool_config, request.tool_choice, request.tool_prompt_format)
+    if config is request.tool_config:
+        return request
+    return request.model_copy(update={"tool_config": config, "tool_choice": None, "tool_prompt_format": None})

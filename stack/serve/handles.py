@@ -55,6 +55,12 @@ def inference(model_id: str, adapter: Adapter | None = None) -> ReplicaInference
     return model if adapter is None else model.adapted(adapter)
 
 
+@lru_cache(maxsize=4096)
+def background_inference(model_id: str, adapter: Adapter | None = None) -> ReplicaInference:
+    """As `inference`, at batch priority: what jobs ask, their judges and agents too."""
+    return inference(model_id, adapter).in_background()
+
+
 class ReplicaInference:
     """`Inference` of a model that runs in replicas, over a Serve handle."""
 
@@ -64,6 +70,7 @@ class ReplicaInference:
             MODEL_DEPLOYMENT, app_name(model_id), _check_exists=False
         )
         self._adapter: tuple[Adapter] | tuple[()] = ()  # a further argument of calls that generate
+        self._lowest = Priority.INTERACTIVE
 
     def adapted(self, adapter: Adapter) -> ReplicaInference:
         """The model with an adapter. Serve sends its requests to replicas that have the adapter already."""
@@ -72,13 +79,21 @@ class ReplicaInference:
         adapted._handle = self._handle.options(multiplexed_model_id=adapter.key)
         return adapted
 
-    def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
-        return self._stream("completion", request)
+    def in_background(self) -> ReplicaInference:
+        """The model with batch priority for all that it is asked."""
+        quiet = copy.copy(self)
+        quiet._lowest = Priority.BATCH
+        return quiet
+
+    def completion(
+        self, request: CompletionRequest, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncIterator[CompletionResponseStreamChunk]:
+        return self._stream("completion", request, priority)
 
     def chat_completion(
-        self, request: ChatCompletionRequest
+        self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]:
-        return self._stream("chat_completion", request)
+        return self._stream("chat_completion", request, priority)
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
         return response_of(await self.vectors(request))
@@ -87,6 +102,7 @@ class ReplicaInference:
         self, request: EmbeddingsRequest, priority: Priority = Priority.INTERACTIVE, whole: bool = False
     ) -> Vectors:
         """float32 [contents, dimension]. A large call goes out in parts, to whichever replicas are free."""
+        priority = max(priority, self._lowest)
         parts = await self._all(
             ("vectors", part, first_index, priority, whole) for first_index, part in slices(request)
         )
@@ -127,10 +143,11 @@ class ReplicaInference:
             description: dict[str, Any] = await self._handle.describe.remote()
         return description
 
-    async def _stream(self, method: str, request: BaseModel) -> AsyncGenerator[Any]:
+    async def _stream(self, method: str, request: BaseModel, priority: Priority) -> AsyncGenerator[Any]:
         """Closing this generator cancels the replica's, which frees the slot."""
         with _stack_errors(self._model_id):
-            chunks = getattr(self._handle.options(stream=True), method).remote(request, *self._adapter)
+            call = getattr(self._handle.options(stream=True), method)
+            chunks = call.remote(request, max(priority, self._lowest), *self._adapter)
             try:
                 async for chunk in chunks:
                     yield chunk

@@ -12,8 +12,15 @@ from functools import partial
 import ray
 
 from stack.context import Stack, open_stack
-from stack.serve.handles import inference, session_name
-from stack.settings import Settings
+from stack.serve.handles import background_inference, session_name
+from stack.settings import Settings, get_settings
+
+
+@asynccontextmanager
+async def worker_stack() -> AsyncGenerator[Stack]:
+    """In a process that is connected already: a job's own, or one of Ray Data's workers."""
+    async with open_stack(get_settings(), background_inference, session_name()) as stack:
+        yield stack
 
 
 @asynccontextmanager
@@ -29,7 +36,7 @@ async def job_stack(settings: Settings) -> AsyncGenerator[Stack]:
     # In a thread, where Ray cannot take SIGTERM, on which the job is given back.
     await asyncio.to_thread(connect)
     try:
-        async with open_stack(settings, inference, session_name()) as stack:
+        async with open_stack(settings, background_inference, session_name()) as stack:
             yield stack
     finally:
         await asyncio.to_thread(ray.shutdown)

@@ -57,23 +57,23 @@ class Model:
         self._adapters_held = args.max_adapters
 
     async def completion(
-        self, request: CompletionRequest, adapter: Adapter | None = None
+        self, request: CompletionRequest, priority: Priority, adapter: Adapter | None = None
     ) -> AsyncGenerator[CompletionResponseStreamChunk]:
         if adapter is None:
-            stream = self._inference.completion(request)
+            stream = self._inference.completion(request, priority)
         else:
-            stream = (await self._with(adapter)).completion(request, adapter=adapter)
+            stream = (await self._with(adapter)).completion(request, priority, adapter)
         async with contextlib.aclosing(_generator(stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def chat_completion(
-        self, request: ChatCompletionRequest, adapter: Adapter | None = None
+        self, request: ChatCompletionRequest, priority: Priority, adapter: Adapter | None = None
     ) -> AsyncGenerator[ChatCompletionResponseStreamChunk]:
         if adapter is None:
-            stream = self._inference.chat_completion(request)
+            stream = self._inference.chat_completion(request, priority)
         else:
-            stream = (await self._with(adapter)).chat_completion(request, adapter=adapter)
+            stream = (await self._with(adapter)).chat_completion(request, priority, adapter)
         async with contextlib.aclosing(_generator(stream)) as chunks:
             async for chunk in chunks:
                 yield chunk

@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from stack.engine.base import Priority
 from stack.errors import BadRequest, ContextTooLong
 from stack.schemas.common import JsonObject
 from stack.schemas.content import ImageContentItem, ImageSource, TextContentItem, ToolCall
@@ -45,7 +46,7 @@ class InstantModel(FakeInference):
     limit = 1_000_000
 
     async def chat_completion(  # type: ignore[override]
-        self, request: ChatCompletionRequest
+        self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]:
         self.requests.append(request)
         size = sum(len(message.model_dump_json()) for message in request.messages)

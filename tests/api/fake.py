@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from stack.engine.base import Priority
 from stack.schemas.content import TextDelta, ToolCallDelta
 from stack.schemas.inference import (
     ChatCompletionRequest,
@@ -61,11 +62,13 @@ class FakeInference:
             self.closed += 1
             self.freed.set()
 
-    def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
+    def completion(
+        self, request: CompletionRequest, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncIterator[CompletionResponseStreamChunk]:
         return self._play(request)
 
     def chat_completion(
-        self, request: ChatCompletionRequest
+        self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]:
         return self._play(request)
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from llama_stack_client import LlamaStackClient
 
+from stack.training.prepare import INLINE_ROWS
 from tests.training.conftest import ROWS
 from tests.training.tiny import write_tiny_model
 
@@ -40,14 +41,14 @@ class Trains:
     def __init__(self, client: LlamaStackClient, url: str, home: Path) -> None:
         self.client, self.url, self.home = client, url, home
 
-    def config(self, epochs: int, lr: float = 5e-3) -> dict[str, Any]:
+    def config(self, epochs: int, dataset_id: str = "tiny-rows") -> dict[str, Any]:
         return {
             "n_epochs": epochs,
             "max_steps_per_epoch": 0,
             "gradient_accumulation_steps": 1,
             "max_validation_steps": 0,
             "data_config": {
-                "dataset_id": "tiny-rows",
+                "dataset_id": dataset_id,
                 "validation_dataset_id": "tiny-rows",
                 "batch_size": 4,
                 "shuffle": True,
@@ -55,18 +56,20 @@ class Trains:
             },
             "optimizer_config": {
                 "optimizer_type": "adamw",
-                "lr": lr,
+                "lr": 5e-3,
                 "weight_decay": 0.0,
                 "num_warmup_steps": 0,
             },
         }
 
-    def submit(self, job: str, epochs: int, search: dict[str, Any] | None = None) -> None:
+    def submit(
+        self, job: str, epochs: int, search: dict[str, Any] | None = None, dataset_id: str = "tiny-rows"
+    ) -> None:
         self.client.post_training.supervised_fine_tune(
             job_uuid=job,
             model="tiny",
             algorithm_config=LORA,  # type: ignore[arg-type]  # a dict in the client's own type
-            training_config=self.config(epochs),  # type: ignore[arg-type]
+            training_config=self.config(epochs, dataset_id),  # type: ignore[arg-type]
             hyperparam_search_config=search or {},
             logger_config={},
         )
@@ -192,7 +195,14 @@ def test_a_search_serves_its_best_trial(trains: Trains) -> None:
 
 
 def test_a_cancelled_job_keeps_what_it_has(trains: Trains) -> None:
-    trains.submit("cancelled", epochs=2000)
+    """So many rows are tokenized by Ray Data's workers."""
+    rows = {"type": "rows", "rows": [ROWS[number % len(ROWS)] for number in range(INLINE_ROWS + 1)]}
+    trains.client.datasets.register(
+        dataset_id="many-rows",
+        purpose="post-training/messages",
+        source=rows,  # type: ignore[arg-type]  # a dict in the client's own type
+    )
+    trains.submit("cancelled", epochs=2000, dataset_id="many-rows")
     trains.until("cancelled", lambda found: found["progress"].get("done", 0) > 3)
     trains.client.post_training.job.cancel(job_uuid="cancelled")
     trains.until("cancelled", lambda found: found["status"] == "cancelled", seconds=120)
@@ -206,3 +216,5 @@ def test_a_cancelled_job_keeps_what_it_has(trains: Trains) -> None:
         time.sleep(0.2)
     answer = httpx.post(f"{trains.url}/v1/post-training/job/cancel", json={"job_uuid": "cancelled"})
     assert (answer.status_code, "cancelled already" in answer.json()["detail"]) == (400, True)
+    manifest = trains.home / "storage/jobs/cancelled/training/train.json"
+    assert json.loads(manifest.read_text())["counts"]["rows"] == INLINE_ROWS + 1

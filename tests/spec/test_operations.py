@@ -14,22 +14,6 @@ from tests.spec.test_schemas import ALL_JUSTIFIED
 
 NOT_SERVED = frozenset(
     {
-        "POST /v1/batch-inference/chat-completion",
-        "POST /v1/batch-inference/completion",
-        "GET /v1/eval/benchmarks",
-        "POST /v1/eval/benchmarks",
-        "GET /v1/eval/benchmarks/{benchmark_id}",
-        "POST /v1/eval/benchmarks/{benchmark_id}/evaluations",
-        "POST /v1/eval/benchmarks/{benchmark_id}/jobs",
-        "DELETE /v1/eval/benchmarks/{benchmark_id}/jobs/{job_id}",
-        "GET /v1/eval/benchmarks/{benchmark_id}/jobs/{job_id}",
-        "GET /v1/eval/benchmarks/{benchmark_id}/jobs/{job_id}/result",
-        "POST /v1/scoring/score",
-        "POST /v1/scoring/score-batch",
-        "GET /v1/scoring-functions",
-        "POST /v1/scoring-functions",
-        "GET /v1/scoring-functions/{scoring_fn_id}",
-        "POST /v1/synthetic-data-generation/generate",
         "POST /v1/telemetry/events",
         "POST /v1/telemetry/spans",
         "POST /v1/telemetry/spans/export",

@@ -45,7 +45,8 @@ Batch = list[tuple[Request, Segment]]
 class Batcher:
     """Serves a Runner, which no one else may touch until `close` has returned.
 
-    `max_queue` requests may wait beyond those that hold a slot. `prefill_budget` fixes the prompt tokens of
+    `max_queue` requests may wait beyond those that hold a slot; batch requests are refused when half of that
+    is taken, so that they never keep interactive ones out. `prefill_budget` fixes the prompt tokens of
     a step; without it they follow the machine's speed.
     """
 
@@ -63,7 +64,10 @@ class Batcher:
         self._runner = runner
         self._decode, self._texts = decoder(tokenizer), TokenTexts(tokenizer)
         self._end_tokens = frozenset(end_tokens)
-        self._limit = runner.slots + max_queue
+        self._limits = {
+            Priority.INTERACTIVE: runner.slots + max_queue,
+            Priority.BATCH: runner.slots + max_queue // 2,
+        }
         self._meter: Meter = meter or NoMeter()
         self._pace = Pace(prefill_budget)
         self._slots = Slots(runner.slots, runner.reuses_prefixes)
@@ -115,7 +119,7 @@ class Batcher:
         with self._changed:
             if self._deadline is not None:
                 raise NotReady("the model is shutting down; try again later")
-            if self._open >= self._limit:
+            if self._open >= self._limits[request.generation.priority]:
                 raise Overloaded(
                     f"the model already serves or queues {self._open} requests, its limit; try again later"
                 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 
-from stack.engine.base import Probabilities
+from stack.engine.base import Priority, Probabilities
 from stack.engine.embedding.tokens import TextTokens
 from stack.engine.runners.loading import load_config, pick_device, pick_dtype, told
 from stack.errors import BadRequest, Overloaded, StackError
@@ -65,11 +65,13 @@ class Classifier:
                     found[owners[number]].append(dict(zip(self._labels, row, strict=True)))
         return found
 
-    def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
+    def completion(
+        self, request: CompletionRequest, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncIterator[CompletionResponseStreamChunk]:
         self._refuse()
 
     def chat_completion(
-        self, request: ChatCompletionRequest
+        self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]:
         self._refuse()
 

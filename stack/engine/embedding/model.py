@@ -148,11 +148,13 @@ class EmbeddingModel:
         """Where each token of each text stands, without the special ones that the model adds."""
         return await self._in_thread(self.tokens.spans, texts)
 
-    def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
+    def completion(
+        self, request: CompletionRequest, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncIterator[CompletionResponseStreamChunk]:
         _refuse(request.model_id)
 
     def chat_completion(
-        self, request: ChatCompletionRequest
+        self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]:
         _refuse(request.model_id)
 

@@ -84,7 +84,9 @@ class OpenAIModel:
         self._key = key
         self._endpoint = Endpoint.parse(args.source, args.model_id)
 
-    async def completion(self, request: CompletionRequest) -> AsyncIterator[CompletionResponseStreamChunk]:
+    async def completion(
+        self, request: CompletionRequest, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncIterator[CompletionResponseStreamChunk]:
         params = request.sampling_params
         body = {
             "prompt": wire.text_of(request.content, "content"),
@@ -109,7 +111,7 @@ class OpenAIModel:
             )
 
     async def chat_completion(
-        self, request: ChatCompletionRequest
+        self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]:
         tools = wire.tools(request.tools, request.tool_config)
         body = {

@@ -1,0 +1,101 @@
+"""BatchInference: many completions in one request.
+
+A few are answered while the request waits. More become a job, which goes on whatever happens to the request:
+the same request again waits for the same job, and gets its answers when there are all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from pydantic_core import to_json
+
+from stack.batch.answers import Asked, Serves, answering
+from stack.batch.job import KIND, Batch, input_path
+from stack.batch.parts import Results, Row
+from stack.batch.rolling import patiently, rolling
+from stack.batch.shared import WAIT_S, SharedJobs
+from stack.batch.work import AT_ONCE, error_of
+from stack.errors import BadRequest, StackError
+from stack.models.serving import Serving
+from stack.store.jobs import Job, Jobs
+from stack.store.storage import Storage
+
+DIRECT = 200
+"""Up to so many items are answered by the request's own process."""
+
+MAX_ITEMS = 100_000
+
+
+class _Served:
+    """What `answering` wants of a stack."""
+
+    def __init__(self, serving: Serving) -> None:
+        self.serving = serving
+
+
+class Batches:
+    def __init__(self, serving: Serving, jobs: Jobs, storage: Storage) -> None:
+        self._serving, self._jobs, self._storage = serving, jobs, storage
+
+    async def answer(
+        self, asked: Asked, rows: Sequence[Row], provider_data: Mapping[str, Any] | None = None
+    ) -> list[Row]:
+        """What came of each row, in their order: a `response` or an `error`.
+
+        Raises NotFound and BadRequest for a model that cannot be asked; the error of the first row when all
+        fail; NotReady while a job works on them.
+        """
+        if len(rows) > MAX_ITEMS:
+            raise BadRequest(
+                f"one request has at most {MAX_ITEMS} items, not {len(rows)}; "
+                "`stack batch run` takes a file of any size"
+            )
+        await self._serving(asked.options["model_id"], "llm", provider_data)
+        if len(rows) <= DIRECT:
+            results = await self._directly(asked, rows, provider_data)
+        else:
+            results = await self._by_job(asked, rows)
+        if results and all("error" in result for result in results):
+            error = results[0]["error"]
+            raise (BadRequest if error["status"] < 500 else StackError)(error["detail"])
+        return results
+
+    async def _directly(
+        self, asked: Asked, rows: Sequence[Row], provider_data: Mapping[str, Any] | None
+    ) -> list[Row]:
+        stack: Serves = _Served(self._serving)
+        results: list[Row] = [{} for _ in rows]
+        async with answering(lambda: nullcontext(stack), asked, provider_data) as answer:
+
+            async def one(number: int) -> None:
+                try:
+                    results[number] = await patiently(lambda: answer(rows[number]), WAIT_S)
+                except StackError as error:
+                    results[number] = error_of(error)
+
+            async for _ in rolling(one, range(len(rows)), AT_ONCE):
+                pass
+        return results
+
+    async def _by_job(self, asked: Asked, rows: Sequence[Row]) -> list[Row]:
+        lines = await asyncio.to_thread(lambda: b"".join(to_json(row) + b"\n" for row in rows))
+        said = json.dumps(asked.model_dump(mode="json"), sort_keys=True).encode()
+        key = f"{KIND}-{hashlib.sha256(said + lines).hexdigest()[:24]}"
+
+        async def submit(job_id: str) -> Job:
+            await self._storage.write(input_path(job_id), lines)
+            request = Batch(asked=asked, rows=len(rows)).model_dump(mode="json")
+            return await self._jobs.submit(KIND, request, job_id)
+
+        return await SharedJobs(self._jobs).result(key, submit, self._results)
+
+    async def _results(self, job: Job) -> list[Row]:
+        parts = (job.result or {})["parts"]
+        results = Results(self._storage, job.id)
+        return [result async for page in results.read(parts) for result in page]

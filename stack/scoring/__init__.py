@@ -1,0 +1,1 @@
+"""Scoring: functions that say how good an answer is, and what their scores amount to."""

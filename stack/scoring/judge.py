@@ -1,0 +1,148 @@
+"""llm-as-judge: a model reads a prompt made of the row, and patterns find the score in what it writes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Sequence
+
+from stack.engine.base import Inference, Priority
+from stack.engine.fold import fold_chat_completion
+from stack.errors import TRANSIENT, BadRequest, StackError
+from stack.schemas.common import JsonObject
+from stack.schemas.content import TextContentItem
+from stack.schemas.inference import ChatCompletionRequest
+from stack.schemas.messages import UserMessage
+from stack.schemas.sampling import GrammarResponseFormat, GreedySamplingStrategy, SamplingParams
+from stack.scoring.scorer import Scorer, ScoreRow, unscored
+from stack.scoring.template import Template
+from stack.scoring.workers import Patience, Workers
+
+CONCURRENCY = 32  # calls of the model by one scorer at a time
+RETRIES_S = (1.0, 4.0)  # pauses before a failed call is made again
+MAX_TOKENS = 1024  # of a judge's answer, reasoning included
+MAX_TEMPLATE_CHARS = 100_000
+
+DEFAULT_TEMPLATE = """\
+You grade an answer to a question. The expected answer is right.
+
+Question: {input_query}
+
+Expected answer: {expected_answer}
+
+Answer to grade: {generated_answer}
+
+Answer with nothing but a number from 0 (wrong) to 10 (it means the same as the expected answer)."""
+DEFAULT_PATTERNS = (r"\b(10|[0-9])\b",)
+
+_SAMPLING = SamplingParams(strategy=GreedySamplingStrategy(), max_tokens=MAX_TOKENS)
+_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")
+
+
+class Judge(Scorer):
+    """`grammar` is a regular expression that constrains what is written; None: the model writes freely.
+
+    `as_text`: a score stays the text that was found, also when it is a number.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        model_id: str,
+        model: Inference,
+        template: Template,
+        patterns: Sequence[str],
+        grammar: str | None,
+        as_text: bool = False,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> None:
+        self.columns = template.columns
+        self._workers, self._model_id, self._model = workers, model_id, model
+        self._template, self._patterns = template, list(patterns)
+        self._as_text, self._priority = as_text, priority
+        self._format: GrammarResponseFormat | None = None
+        if grammar is not None:
+            self._format = GrammarResponseFormat(bnf={"grammar": grammar, "syntax": "regex"})
+        self._patience = Patience()
+
+    async def score_rows(self, rows: Sequence[JsonObject]) -> list[ScoreRow]:
+        """Each row has `judge_feedback`, all that the judge wrote."""
+        scored: list[ScoreRow] = [{}] * len(rows)
+        answers: dict[int, str] = {}
+        todo = iter(enumerate(rows))
+
+        async def work() -> None:
+            for index, row in todo:
+                try:
+                    answers[index] = await self._ask(self._template.render(row))
+                except ValueError as error:
+                    scored[index] = unscored(str(error))
+                except StackError as error:
+                    scored[index] = unscored(f"the judge gave no answer: {error}")
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(CONCURRENCY, len(rows))):
+                group.create_task(work())
+        for index, row in zip(answers, await self._read(list(answers.values())), strict=True):
+            scored[index] = row
+        return scored
+
+    async def _read(self, answers: list[str]) -> list[ScoreRow]:
+        found = await self._workers.map(
+            "stack.scoring.patterns:find", answers, self._patterns, patience=self._patience
+        )
+        return [
+            self._row(score, answer) | {"judge_feedback": answer}
+            for score, answer in zip(found, answers, strict=True)
+        ]
+
+    def _row(self, found: str | ScoreRow | None, answer: str) -> ScoreRow:
+        if found is None:
+            return unscored("no pattern of judge_score_regexes matches what the judge wrote")
+        if isinstance(found, dict):
+            return found
+        return {"score": found if self._as_text else _number(found)}
+
+    async def _ask(self, prompt: str) -> str:
+        for pause_s in RETRIES_S:
+            try:
+                return await self._call(prompt)
+            except TRANSIENT:
+                await asyncio.sleep(pause_s)
+        return await self._call(prompt)
+
+    async def _call(self, prompt: str) -> str:
+        used = self._format
+        request = ChatCompletionRequest(
+            model_id=self._model_id,
+            messages=[UserMessage(content=prompt)],
+            sampling_params=_SAMPLING,
+            response_format=used,
+        )
+        try:
+            answer = await fold_chat_completion(self._model.chat_completion(request, self._priority))
+        except BadRequest as error:
+            # The model may know the grammar less well than the check did: then it writes freely.
+            if used is None or type(error) is not BadRequest:
+                raise
+            self._format = None
+            return await self._call(prompt)
+        content = answer.completion_message.content
+        items = content if isinstance(content, list) else [content]
+        return "".join(
+            item if isinstance(item, str) else item.text
+            for item in items
+            if isinstance(item, str | TextContentItem)
+        )
+
+
+def _number(text: str) -> float | int | str:
+    """The number that the text is, or the text."""
+    text = text.strip()
+    if not _NUMBER.fullmatch(text):
+        return text
+    value = float(text)
+    if not math.isfinite(value):
+        return text
+    return int(text) if "." not in text else value
