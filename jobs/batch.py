@@ -13,9 +13,9 @@ async def batch(context: JobContext) -> dict[str, Any]:
     from stack.batch.answers import answering
     from stack.serve.jobs import job_stack, worker_stack
 
-    async with job_stack(context.settings) as stack:
+    async with job_stack(context.settings):
         asked = job.Batch.model_validate(context.job.request).asked
-        return await job.run(context, stack.storage, partial(answering, worker_stack, asked))
+        return await job.run(context, partial(answering, worker_stack, asked))
 
 
 if __name__ == "__main__":

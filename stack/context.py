@@ -141,7 +141,7 @@ async def open_stack(
                 agents=agents,
                 turns=turns,
                 training=Training(settings, models, jobs, datasets, storage),
-                batches=Batches(serving, jobs, storage),
+                batches=Batches(serving, jobs, storage, files),
                 benchmarks=benchmarks,
                 evaluations=Evaluations(evaluators, benchmarks, datasets, jobs, storage),
                 synthesizer=Synthesizer(settings, evaluators, models, jobs, storage, datasets),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from stack.api.routing import api_router
+from stack.batch.job import Batch
 from stack.context import CurrentStack, StoredJobs
+from stack.errors import BadRequest
 from stack.jobs.logs import tail
 from stack.store.job_items import JobItems
 from stack.store.jobs import Job
@@ -16,6 +19,8 @@ from stack.store.jobs import Job
 Status = Literal["scheduled", "in_progress", "completed", "failed", "cancelled"]
 
 router = api_router("Jobs")
+
+JSON_LINES = "application/jsonl"
 
 
 @router.get("/v1/jobs", include_in_schema=False)
@@ -43,6 +48,28 @@ async def get_job(job_id: str, jobs: StoredJobs) -> dict[str, Any]:
 async def cancel_job(job_id: str, jobs: StoredJobs) -> dict[str, Any]:
     """A job that has not begun is cancelled at once, one in progress as soon as its process stops."""
     return _shown(await jobs.cancel(job_id))
+
+
+@router.post("/v1/jobs/batch", include_in_schema=False)
+async def submit_batch(batch: Batch, stack: CurrentStack) -> dict[str, Any]:
+    """Answer the lines of an uploaded file. The same again is the same job."""
+    if batch.bucket is None or batch.key is None:
+        raise BadRequest("bucket and key name an uploaded file of JSON lines: upload it with POST /v1/files")
+    return _shown(await stack.batches.submit(batch))
+
+
+@router.get("/v1/jobs/{job_id}/results", include_in_schema=False)
+async def get_results(job_id: str, stack: CurrentStack) -> StreamingResponse:
+    """What came of each row of a completed job, a JSON object a line, in the order of the rows."""
+    lines = stack.batches.lines(await stack.jobs.get(job_id))
+    first = await anext(lines, b"")  # what goes wrong before it keeps its status
+    return StreamingResponse(_chain(first, lines), media_type=JSON_LINES)
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    yield first
+    async for lines in rest:
+        yield lines
 
 
 @router.get("/v1/jobs/{job_id}/logs", include_in_schema=False)

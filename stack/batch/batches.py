@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,10 +21,11 @@ from stack.batch.parts import Results, Row
 from stack.batch.rolling import patiently, rolling
 from stack.batch.shared import WAIT_S, SharedJobs
 from stack.batch.work import AT_ONCE, error_of
-from stack.errors import BadRequest, StackError
+from stack.errors import BadRequest, NotFound, StackError
+from stack.files.files import Files
 from stack.models.serving import Serving
 from stack.store.jobs import Job, Jobs
-from stack.store.storage import Storage
+from stack.store.storage import Lost, Storage
 
 DIRECT = 200
 """Up to so many items are answered by the request's own process."""
@@ -40,8 +41,8 @@ class _Served:
 
 
 class Batches:
-    def __init__(self, serving: Serving, jobs: Jobs, storage: Storage) -> None:
-        self._serving, self._jobs, self._storage = serving, jobs, storage
+    def __init__(self, serving: Serving, jobs: Jobs, storage: Storage, files: Files) -> None:
+        self._serving, self._jobs, self._storage, self._files = serving, jobs, storage, files
 
     async def answer(
         self, asked: Asked, rows: Sequence[Row], provider_data: Mapping[str, Any] | None = None
@@ -65,6 +66,33 @@ class Batches:
             error = results[0]["error"]
             raise (BadRequest if error["status"] < 500 else StackError)(error["detail"])
         return results
+
+    async def submit(self, batch: Batch) -> Job:
+        """A job for an uploaded file of lines; the one that there is, when it is the same again.
+
+        Raises NotFound for a file or a model that is not there.
+        """
+        assert batch.bucket is not None
+        assert batch.key is not None
+        await self._serving.find(batch.asked.options.get("model_id", ""))
+        file = await self._files.get(batch.bucket, batch.key)
+        request = batch.model_dump(mode="json")
+        said = json.dumps([request, file.blob], sort_keys=True).encode()
+        key = f"{KIND}-{hashlib.sha256(said).hexdigest()[:24]}"
+        return await SharedJobs(self._jobs).begin(
+            key, lambda job_id: self._jobs.submit(KIND, request, job_id)
+        )
+
+    async def lines(self, job: Job) -> AsyncGenerator[bytes]:
+        """What came of a completed job's rows, as JSON lines. Raises BadRequest or NotFound."""
+        parts = (job.result or {}).get("parts")
+        if job.status != "completed" or not isinstance(parts, int):
+            raise BadRequest(f"job {job.id!r} is {job.status} and has no results of rows")
+        try:
+            async for lines in Results(self._storage, job.id).lines(parts):
+                yield lines
+        except Lost:
+            raise NotFound("the results of job", job.id) from None
 
     async def _directly(
         self, asked: Asked, rows: Sequence[Row], provider_data: Mapping[str, Any] | None
@@ -90,7 +118,7 @@ class Batches:
 
         async def submit(job_id: str) -> Job:
             await self._storage.write(input_path(job_id), lines)
-            request = Batch(asked=asked, rows=len(rows)).model_dump(mode="json")
+            request = Batch(asked=asked).model_dump(mode="json")
             return await self._jobs.submit(KIND, request, job_id)
 
         return await SharedJobs(self._jobs).result(key, submit, self._results)

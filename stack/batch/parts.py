@@ -6,14 +6,16 @@ job has finished is what files there are; one that goes on leaves these parts ou
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from array import array
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
 from stack.datasets.tables import RowTables
-from stack.errors import StackError
+from stack.errors import BadRequest, StackError
+from stack.files.files import Files
 from stack.jobs.logs import files_of
 from stack.store.storage import Storage
 
@@ -35,6 +37,14 @@ class Part:
     end: int = 0
 
 
+class Stores(NamedTuple):
+    """Where rows are."""
+
+    storage: Storage
+    tables: RowTables
+    files: Files
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """The first rows of a dataset's table."""
@@ -42,15 +52,16 @@ class Table:
     name: str
     rows: int
 
-    async def parts(self, storage: Storage) -> list[Part]:
+    async def parts(self, stores: Stores) -> list[Part]:
         size = part_rows(self.rows)
         firsts = range(0, self.rows, size)
         return [Part(n, first, min(size, self.rows - first)) for n, first in enumerate(firsts)]
 
-    async def read(self, part: Part, storage: Storage, tables: RowTables) -> list[Row]:
-        rows: list[Row] = []
+    async def read(self, part: Part, stores: Stores) -> list[Row | StackError]:
+        rows: list[Row | StackError] = []
         while len(rows) < part.rows:
-            page = await tables.page(self.name, part.first + len(rows), part.rows - len(rows))
+            start, left = part.first + len(rows), part.rows - len(rows)
+            page = await stores.tables.page(self.name, start, left)
             if not page.rows:
                 raise StackError("the dataset is gone: it was deleted meanwhile")
             rows += [from_json(row) for row in page.rows]
@@ -59,29 +70,34 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Rows of a file in the storage, one JSON object a line."""
+    """A JSON object a line, in the storage."""
 
     path: str
-    rows: int
 
-    async def parts(self, storage: Storage) -> list[Part]:
-        size, parts = part_rows(self.rows), list[Part]()
-        first = row = start = end = 0
-        async for end in _line_ends(storage, self.path):
-            row += 1
-            if row - first == size:
-                parts.append(Part(len(parts), first, size, start, end))
-                first, start = row, end
-        if row > first:
-            parts.append(Part(len(parts), first, row - first, start, end))
-        return parts
+    async def parts(self, stores: Stores) -> list[Part]:
+        return await _parts(stores.storage.blocks(self.path))
 
-    async def read(self, part: Part, storage: Storage, tables: RowTables) -> list[Row]:
-        text = await storage.read(self.path, part.start, part.end)
-        return [from_json(line) for line in text.splitlines()]
+    async def read(self, part: Part, stores: Stores) -> list[Row | StackError]:
+        return _rows(await stores.storage.read(self.path, part.start, part.end), part)
 
 
-Source = Table | Lines
+@dataclass(frozen=True, slots=True)
+class UploadedLines:
+    """A JSON object a line, in a file of the Files API."""
+
+    bucket: str
+    key: str
+
+    async def parts(self, stores: Stores) -> list[Part]:
+        return await _parts(stores.files.read(await stores.files.get(self.bucket, self.key)))
+
+    async def read(self, part: Part, stores: Stores) -> list[Row | StackError]:
+        file = await stores.files.get(self.bucket, self.key)
+        blocks = [block async for block in stores.files.read(file, part.start, part.end)]
+        return _rows(b"".join(blocks), part)
+
+
+Source = Table | Lines | UploadedLines
 
 
 def part_rows(rows: int) -> int:
@@ -89,15 +105,39 @@ def part_rows(rows: int) -> int:
     return max(1, min(MAX_PART_ROWS, rows // PARTS))
 
 
-async def _line_ends(storage: Storage, path: str) -> AsyncGenerator[int]:
-    """Where each line ends, after its newline."""
-    position = 0
-    async for block in storage.blocks(path):
+async def _parts(blocks: AsyncIterator[bytes]) -> list[Part]:
+    """Of a file of lines; the last one may lack its newline."""
+    ends, position = array("Q"), 0
+    async for block in blocks:
         offset = 0
         while (end := block.find(b"\n", offset)) >= 0:
             offset = end + 1
-            yield position + offset
+            ends.append(position + offset)
         position += len(block)
+    if position > (ends[-1] if ends else 0):
+        ends.append(position)
+    size = part_rows(len(ends))
+    parts, start = list[Part](), 0
+    for first in range(0, len(ends), size):
+        rows = min(size, len(ends) - first)
+        parts.append(Part(len(parts), first, rows, start, ends[first + rows - 1]))
+        start = parts[-1].end
+    return parts
+
+
+def _rows(text: bytes, part: Part) -> list[Row | StackError]:
+    """A line that is no JSON object is its own error."""
+    return [
+        _row(line, number) for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), part.first)
+    ]
+
+
+def _row(line: bytes, number: int) -> Row | StackError:
+    try:
+        row = from_json(line, allow_inf_nan=False)
+    except ValueError as error:
+        return BadRequest(f"line {number + 1} is not JSON: {error}")
+    return row if isinstance(row, dict) else BadRequest(f"line {number + 1} is no JSON object")
 
 
 class Results:

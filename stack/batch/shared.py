@@ -33,21 +33,27 @@ class SharedJobs:
         A job that failed, was cancelled, or whose files are gone (`read` raises Lost) is followed by another.
         Raises NotReady while the job works, and JobFailed.
         """
-        last, number = None, 1
-        while (found := await self._find(f"{key}-{number}")) is not None:
-            last, number = found, number + 1
-        if last is not None and last.status == "completed":
+        job = await self.begin(key, submit)
+        if job.status == "completed":
             try:
-                return await read(last)
+                return await read(job)
             except Lost:
-                last = None
-        if last is None or last.ended:
-            last = await self._submit(submit, f"{key}-{number}")
-        job = await self._wait(last)
+                job = await self.begin(key, submit, after=job)
+        job = await self._wait(job)
         if job.status != "completed":
             reason = job.detail or f"`stack jobs logs {job.id}` tells why"
             raise JobFailed(f"job {job.id} is {job.status}: {reason}; send the request again for another")
         return await read(job)
+
+    async def begin(self, key: str, submit: Callable[[str], Awaitable[Job]], after: Job | None = None) -> Job:
+        """The job that works, has worked, or works from now on; another one than `after`."""
+        last, number = None, 1
+        while (found := await self._find(f"{key}-{number}")) is not None:
+            last, number = found, number + 1
+        useful = last is not None and (last.status == "completed" or not last.ended)
+        if last is not None and useful and (after is None or last.id != after.id):
+            return last
+        return await self._submit(submit, f"{key}-{number}")
 
     async def _find(self, job_id: str) -> Job | None:
         try:

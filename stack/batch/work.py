@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stack.batch.parts import Part, Results, Row, Source, part_rows
+from stack.batch.parts import Part, Results, Row, Source, Stores
 from stack.batch.rolling import patiently, rolling
 from stack.datasets.tables import RowTables
 from stack.errors import TRANSIENT, StackError
+from stack.files.blobs import Blobs
+from stack.files.files import Files
 from stack.settings import Settings, get_settings
+from stack.store.database import open_database
 from stack.store.lance import open_lance
-from stack.store.storage import Storage, open_storage
+from stack.store.storage import open_storage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,28 +53,37 @@ class Outcome(NamedTuple):
     failed: int
 
 
-async def work(context: JobContext, storage: Storage, source: Source, open_answer: Work) -> int:
-    """Finish all parts that no earlier attempt has; returns how many parts there are.
+class Done(NamedTuple):
+    """All of a job's rows. `failed` of them have an error."""
+
+    parts: int
+    rows: int
+    failed: int
+
+
+async def work(context: JobContext, source: Source, open_answer: Work) -> Done:
+    """Finish all parts that no earlier attempt has.
 
     Raises what may pass when it does not, after which the job is tried again.
     """
-    job_id, results = context.job.id, Results(storage, context.job.id)
-    parts, finished = await source.parts(storage), await results.finished()
-    left = [part for part in parts if part.number not in finished]
-    done = sum(part.rows for part in parts) - sum(part.rows for part in left)
-    failed = context.shown.get("failed", 0) if finished else 0
-    context.progress(phase="working", done=done, total=source.rows, unit="rows", failed=failed)
-    if not left:
-        return len(parts)
-    inline = source.rows <= INLINE_ROWS
-    where = _inline(job_id, source, open_answer, left, storage, context.settings)
-    outcomes = where if inline else _on_ray(job_id, source, open_answer, left)
-    async with aclosing(outcomes):
-        async for outcome in outcomes:
-            await context.finish_items({outcome.number: None})
-            done, failed = done + outcome.rows, failed + outcome.failed
-            context.progress(done=done, failed=failed)
-    return len(parts)
+    job_id = context.job.id
+    async with _open_stores(context.settings) as stores:
+        parts = await source.parts(stores)
+        finished = await Results(stores.storage, job_id).finished()
+        left = [part for part in parts if part.number not in finished]
+        total = sum(part.rows for part in parts)
+        done = total - sum(part.rows for part in left)
+        failed = context.shown.get("failed", 0) if finished else 0
+        context.progress(phase="working", done=done, total=total, unit="rows", failed=failed)
+        if left:
+            here = _inline(job_id, source, open_answer, left, stores)
+            outcomes = here if total <= INLINE_ROWS else _on_ray(job_id, source, open_answer, left)
+            async with aclosing(outcomes):
+                async for outcome in outcomes:
+                    await context.finish_items({outcome.number: None})
+                    done, failed = done + outcome.rows, failed + outcome.failed
+                    context.progress(done=done, failed=failed)
+    return Done(len(parts), total, failed)
 
 
 def error_of(error: StackError) -> Row:
@@ -79,37 +91,41 @@ def error_of(error: StackError) -> Row:
     return {"error": {"status": error.status, "title": error.title, "detail": str(error)}}
 
 
+@asynccontextmanager
+async def _open_stores(settings: Settings) -> AsyncGenerator[Stores]:
+    async with (
+        open_storage(settings) as storage,
+        open_lance(settings) as lance,
+        open_database(settings) as database,
+    ):
+        yield Stores(storage, RowTables(lance), Files(database, Blobs(database, storage)))
+
+
 async def _inline(
-    job_id: str,
-    source: Source,
-    open_answer: Work,
-    parts: Sequence[Part],
-    storage: Storage,
-    settings: Settings,
+    job_id: str, source: Source, open_answer: Work, parts: Sequence[Part], stores: Stores
 ) -> AsyncGenerator[Outcome]:
-    async with open_lance(settings) as lance, open_answer() as answer:
-        worker = _Parts(job_id, source, answer, storage, RowTables(lance))
-        async with aclosing(worker.work(parts)) as outcomes:
-            async for outcome in outcomes:
-                yield outcome
+    async with (
+        open_answer() as answer,
+        aclosing(_Parts(job_id, source, answer, stores).work(parts)) as outcomes,
+    ):
+        async for outcome in outcomes:
+            yield outcome
 
 
 class _Parts:
     """Reads parts, has their rows answered, and writes what came of them."""
 
-    def __init__(
-        self, job_id: str, source: Source, answer: Answer, storage: Storage, tables: RowTables
-    ) -> None:
-        self._source, self._answer, self._storage, self._tables = source, answer, storage, tables
-        self._results = Results(storage, job_id)
+    def __init__(self, job_id: str, source: Source, answer: Answer, stores: Stores) -> None:
+        self._source, self._answer, self._stores = source, answer, stores
+        self._results = Results(stores.storage, job_id)
         self._free = asyncio.Semaphore(AT_ONCE)
 
     def work(self, parts: Sequence[Part]) -> AsyncGenerator[Outcome]:
-        """As many parts at a time as have rows enough, and one more, so that none waits for a part's last."""
-        return rolling(self._finish, parts, AT_ONCE // part_rows(self._source.rows) + 2)
+        """As many parts at a time as have rows enough, and two more, so that none waits for a part's last."""
+        return rolling(self._finish, parts, AT_ONCE // parts[0].rows + 2)
 
     async def _finish(self, part: Part) -> Outcome:
-        rows = await self._source.read(part, self._storage, self._tables)
+        rows = await self._source.read(part, self._stores)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._row(row)) for row in rows]
@@ -119,14 +135,17 @@ class _Parts:
         await self._results.write(part, results)
         return Outcome(part.number, len(rows), sum("error" in result for result in results))
 
-    async def _row(self, row: Row) -> Row:
+    async def _row(self, row: Row | StackError) -> Row:
+        if isinstance(row, StackError):
+            return error_of(row)
         async with self._free:
             try:
                 return await patiently(lambda: self._answer(row))
             except TRANSIENT:
                 raise
             except StackError as error:
-                return error_of(error)
+                known = {"custom_id": row["custom_id"]} if "custom_id" in row else {}
+                return known | error_of(error)
 
 
 async def _on_ray(
@@ -145,7 +164,7 @@ def _outcomes(job_id: str, source: Source, open_answer: Work, parts: Sequence[Pa
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"part": astuple(part)} for part in parts]
-    groups = max(1, len(parts) * part_rows(source.rows) // _GROUP_ROWS)
+    groups = max(1, sum(part.rows for part in parts) // _GROUP_ROWS)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
     # More than one, since the last rows of a group leave a replica idle.
     workers = min(groups, max(2, int(resources.get("CPU", 1)) // 8))
@@ -169,11 +188,9 @@ class Worker:
         self._parts = self._loop.run_until_complete(self._start(job_id, source, open_answer))
 
     async def _start(self, job_id: str, source: Source, open_answer: Work) -> _Parts:
-        settings = get_settings()
-        storage = await self._open.enter_async_context(open_storage(settings))
-        lance = await self._open.enter_async_context(open_lance(settings))
+        stores = await self._open.enter_async_context(_open_stores(get_settings()))
         answer = await self._open.enter_async_context(open_answer())
-        return _Parts(job_id, source, answer, storage, RowTables(lance))
+        return _Parts(job_id, source, answer, stores)
 
     def __call__(self, batch: dict[str, NDArray[np.object_]]) -> dict[str, Any]:
         parts = [Part(*map(int, part)) for part in batch["part"]]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8321"
+PART_BYTES = 8 << 20
+"""Of an upload, in one request."""
+
 Url = Annotated[
     str, typer.Option("--url", envvar="STACK_URL", help="Where the server is.", show_default=True)
 ]
@@ -55,6 +59,34 @@ class Client:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         with self._errors():
             return self._answer(self._http.post(path, json=body))
+
+    def has(self, path: str) -> bool:
+        """Whether there is something at a path."""
+        with self._errors():
+            return self._http.get(path).is_success
+
+    def upload(self, bucket: str, key: str, content: Path, shown: Callable[[int], None]) -> None:
+        """Put a file there, a part at a time; `shown` is told how many bytes the server has."""
+        size = content.stat().st_size
+        body = {"bucket": bucket, "key": key, "mime_type": "application/jsonl", "size": size}
+        session = self.post("/v1/files", body)
+        path = f"/v1/files/session:{session['id']}"
+        with self._errors(), content.open("rb") as file:
+            offset = session["offset"]
+            while offset < size:
+                file.seek(offset)
+                part = file.read(PART_BYTES)
+                self._answer(self._http.post(path, content=part, headers={"upload-offset": str(offset)}))
+                offset += len(part)
+                shown(offset)
+
+    def download(self, path: str, target: BinaryIO) -> None:
+        with self._errors(), self._http.stream("GET", path) as response:
+            if response.is_error:
+                response.read()
+                self._answer(response)
+            for block in response.iter_bytes():
+                target.write(block)
 
     def delete(self, path: str) -> Any:
         with self._errors():

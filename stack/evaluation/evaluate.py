@@ -84,14 +84,13 @@ async def evaluating(
 async def run(context: JobContext, storage: Storage, scoring: Scoring, open_answer: Work) -> dict[str, Any]:
     """Evaluate what no earlier attempt has. The result has the aggregates, by function."""
     evaluation = Evaluation.model_validate(context.job.request)
-    parts = await work(context, storage, Table(evaluation.table, evaluation.rows), open_answer)
+    done = await work(context, Table(evaluation.table, evaluation.rows), open_answer)
     context.progress(phase="aggregating")
     found = _Found(evaluation.scoring)
-    async for page in Results(storage, context.job.id).read(parts):
+    async for page in Results(storage, context.job.id).read(done.parts):
         found.add(page)
     return {
-        "rows": evaluation.rows,
-        "parts": parts,
+        **done._asdict(),
         "failed": found.failed,
         "scores": await found.aggregated(scoring),
     }

@@ -6,12 +6,12 @@ import asyncio
 import hashlib
 import json
 import statistics
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from stack.batch.parts import Lines, Results
 from stack.batch.rolling import patiently, rolling
@@ -46,7 +46,6 @@ class Synthesis(BaseModel):
 
     recipe: Recipe
     filter: dict[str, Any]
-    dialogs: int
     dataset_id: str
 
 
@@ -119,7 +118,7 @@ class Synthesizer:
 
         async def submit(job_id: str) -> Job:
             await self._storage.write(input_path(job_id), lines)
-            synthesis = Synthesis(recipe=recipe, filter=fields, dialogs=len(rows), dataset_id=job_id)
+            synthesis = Synthesis(recipe=recipe, filter=fields, dataset_id=job_id)
             return await self._jobs.submit(KIND, synthesis.model_dump(mode="json"), job_id)
 
         return await SharedJobs(self._jobs).result(key, submit, self._response)
@@ -137,11 +136,11 @@ async def run(context: JobContext, storage: Storage, datasets: Datasets, open_an
     """Generate what no earlier attempt has, then filter all; the result is a registered dataset."""
     synthesis = Synthesis.model_validate(context.job.request)
     path = input_path(context.job.id)
-    parts = await work(context, storage, Lines(path, synthesis.dialogs), open_answer)
+    done = await work(context, Lines(path), open_answer)
     context.progress(phase="filtering")
-    source = Lines(path, synthesis.dialogs)
-    rows = await _all_rows(storage, source)
-    results = await _all(Results(storage, context.job.id).read(parts))
+    rows = [from_json(line) for line in (await storage.read(path)).splitlines()]
+    pages = Results(storage, context.job.id).read(done.parts)
+    results = [result async for page in pages for result in page]
     response = response_of(rows, results, Filter(**synthesis.filter), synthesis.recipe.model)
     await datasets.register(
         RegisterDatasetRequest(
@@ -153,17 +152,6 @@ async def run(context: JobContext, storage: Storage, datasets: Datasets, open_an
     )
     statistics = {**(response.statistics or {}), "dataset_id": synthesis.dataset_id}
     return {"dataset_id": synthesis.dataset_id, "statistics": statistics}
-
-
-async def _all_rows(storage: Storage, source: Lines) -> list[Row]:
-    from pydantic_core import from_json
-
-    text = await storage.read(source.path)
-    return [from_json(line) for line in text.splitlines()]
-
-
-async def _all(pages: AsyncIterable[list[Row]]) -> list[Row]:
-    return [result async for page in pages for result in page]
 
 
 def response_of(

@@ -157,9 +157,7 @@ class Runner:
         lease: Lease = await self.stack.jobs.claim(job.id, "test")
         context = JobContext(self.stack.settings, self.stack.database, lease)
         asked = Batch.model_validate(job.request).asked
-        result = await run(
-            context, self.stack.storage, lambda: answering(lambda: nullcontext(self.stack), asked)
-        )
+        result = await run(context, lambda: answering(lambda: nullcontext(self.stack), asked))
         await self.stack.jobs.finish(lease, result)
         return job.id
 
@@ -181,7 +179,7 @@ async def test_many_become_a_job(
     batch = answer.json()["batch"]
     assert texts(batch) == [f"ITEM {n}" if n != 7 else "" for n in range(len(items))]
     assert batch[7]["metrics"][0]["value"] == 400
-    assert (await stack.jobs.get(job_id)).result == {"rows": 201, "parts": 201, "failed": 1}
+    assert (await stack.jobs.get(job_id)).result == {"parts": 201, "rows": 201, "failed": 1}
     # Another request is another job.
     assert (await post(client, "completion", content_batch=[*items, "one more"])).status_code == 503
     assert len(await stack.jobs.list(kind="batch")) == 2

@@ -10,12 +10,25 @@ from typing import Any
 import pytest
 from pydantic_core import to_json
 
-from stack.batch.parts import MAX_PART_ROWS, PARTS, Lines, Part, Results, Source, Table, part_rows
+from stack.batch.parts import (
+    MAX_PART_ROWS,
+    PARTS,
+    Lines,
+    Part,
+    Results,
+    Source,
+    Stores,
+    Table,
+    UploadedLines,
+    part_rows,
+)
 from stack.batch.work import AT_ONCE, Answer, Work, work
 from stack.datasets.datasets import Datasets
+from stack.datasets.tables import RowTables
 from stack.errors import BadRequest, NotReady
 from stack.files.blobs import Blobs
 from stack.files.files import Files
+from stack.files.uploads import Uploads
 from stack.jobs.context import JobContext
 from stack.schemas.datasets import RegisterDatasetRequest
 from stack.settings import Settings
@@ -28,8 +41,9 @@ Row = dict[str, Any]
 
 
 class Bench:
-    def __init__(self, settings: Settings, database: Database, storage: Storage, datasets: Datasets) -> None:
-        self.settings, self.database, self.storage, self.datasets = settings, database, storage, datasets
+    def __init__(self, settings: Settings, database: Database, datasets: Datasets, stores: Stores) -> None:
+        self.settings, self.database, self.datasets, self.stores = settings, database, datasets, stores
+        self.storage = stores.storage
         self.jobs = Jobs(database, lease_s=0.0)
 
     async def table(self, rows: int) -> Table:
@@ -40,7 +54,7 @@ class Bench:
 
     async def lines(self, rows: int) -> Lines:
         await self.storage.write("in.jsonl", b"".join(to_json({"n": n}) + b"\n" for n in range(rows)))
-        return Lines("in.jsonl", rows)
+        return Lines("in.jsonl")
 
     async def attempt(self, source: Source, answer: Answer) -> list[Row]:
         """Of the job `job`; returns what came of all rows."""
@@ -48,9 +62,9 @@ class Bench:
             await self.jobs.submit("batch", {}, "job")
         lease = await self.jobs.claim("job", "me")
         context = JobContext(self.settings, self.database, lease)
-        parts = await work(context, self.storage, source, opening(answer))
-        assert (context.shown["done"], context.shown["total"]) == (source.rows, source.rows)
-        return await self.results(parts)
+        done = await work(context, source, opening(answer))
+        assert (context.shown["done"], context.shown["total"]) == (done.rows, done.rows)
+        return await self.results(done.parts)
 
     async def results(self, parts: int) -> list[Row]:
         return [row async for page in Results(self.storage, "job").read(parts) for row in page]
@@ -69,7 +83,8 @@ async def bench(database: Database, storage: Storage, tmp_path: Any) -> AsyncIte
     settings = Settings(home=tmp_path / "home")
     async with open_lance(settings) as lance:
         files = Files(database, Blobs(database, storage))
-        yield Bench(settings, database, storage, Datasets(settings, database, lance, files))
+        datasets = Datasets(settings, database, lance, files)
+        yield Bench(settings, database, datasets, Stores(storage, RowTables(lance), files))
 
 
 @pytest.fixture
@@ -181,7 +196,34 @@ def test_part_sizes() -> None:
 
 async def test_lines_are_found_in_blocks(bench: Bench) -> None:
     source = await bench.lines(3000)
-    parts = await source.parts(bench.storage)
+    parts = await source.parts(bench.stores)
     assert [(part.first, part.rows) for part in parts[:2]] == [(0, 5), (5, 5)]
     assert sum(part.rows for part in parts) == 3000
     assert parts[-1] == Part(599, 2995, 5, parts[-2].end, await bench.storage.size("in.jsonl"))
+
+
+async def test_lines_that_are_no_rows_are_their_own_errors(bench: Bench) -> None:
+    await bench.storage.write("in.jsonl", b'{"n": 1}\n\nno\n[1]\n{"n": 2, "custom_id": "x"}\n{"n": 3}')
+
+    async def answer(row: Row) -> Row:
+        if row["n"] == 2:
+            raise BadRequest("two")
+        return await double(row)
+
+    found = await bench.attempt(Lines("in.jsonl"), answer)
+    details = [row.get("error", {}).get("detail", "")[:16] for row in found]
+    assert details == ["", "line 2 is not JS", "line 3 is not JS", "line 4 is no JSO", "two", ""]
+    assert (found[0], found[4]["custom_id"], found[5]) == ({"twice": 2}, "x", {"twice": 6})
+
+
+async def test_an_uploaded_file(bench: Bench) -> None:
+    content = b"".join(to_json({"n": n}) + b"\n" for n in range(1200))
+    uploads = Uploads(bench.database, Blobs(bench.database, bench.storage), bench.stores.files, 1 << 30)
+    upload = await uploads.create("batches", "in.jsonl", "application/jsonl", len(content))
+
+    async def blocks() -> AsyncIterator[bytes]:
+        yield content
+
+    await uploads.append(upload.id, blocks())
+    found = await bench.attempt(UploadedLines("batches", "in.jsonl"), double)
+    assert found == [{"twice": 2 * n} for n in range(1200)]

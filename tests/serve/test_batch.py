@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
 import pytest
 from llama_stack_client import LlamaStackClient
+from typer.testing import CliRunner
 
 from stack.batch.work import INLINE_ROWS
+from stack.cli.app import app
 from tests.training.tiny import write_tiny_model
 
 if TYPE_CHECKING:
@@ -95,3 +99,34 @@ def kill_at_work(url: str) -> None:
 def prompt_tokens(item: dict[str, Any]) -> int:
     (found,) = (metric["value"] for metric in item["metrics"] if metric["metric"] == "prompt_tokens")
     return int(found)
+
+
+def test_a_file_in_the_terminal(
+    server: Server, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, with errors where they belong; the same command again is the same job."""
+    monkeypatch.setenv("STACK_URL", server.url)
+    rows = [{"content": "a" * (1 + n), "custom_id": f"row-{n}"} for n in range(50)]
+    lines = [json.dumps(row) for row in rows]
+    lines[7] = "not JSON"
+    lines[9] = json.dumps(rows[9] | {"sampling_params": {"strategy": {"type": "none"}}})
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    answers = tmp_path / "out.jsonl"
+    command = ["batch", "run", "--model", tiny, "--max-tokens", "2"]
+    command += ["--input", str(tmp_path / "in.jsonl"), "--output", str(answers)]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    assert "50 answers" in shown.output
+    assert "2 of them are errors" in shown.output
+    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert found[7]["error"]["detail"].startswith("line 8 is not JSON")
+    assert (found[9]["custom_id"], found[9]["error"]["status"]) == ("row-9", 400)
+    good = [number for number in range(50) if number not in (7, 9)]
+    assert [found[number]["custom_id"] for number in good] == [f"row-{number}" for number in good]
+    lengths = {number: prompt_tokens(found[number]["response"]) for number in good}
+    assert lengths == {number: lengths[0] + number for number in good}
+
+    again = CliRunner().invoke(app, command)
+    job_line = next(line for line in shown.output.splitlines() if " answers " in line and "job" in line)
+    assert job_line in again.output
+    assert len(answers.read_text().splitlines()) == 50

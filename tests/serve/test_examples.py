@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.training.tiny import TRAINING_EXAMPLES
+
 if TYPE_CHECKING:
     from tests.serve.conftest import Server
 
 ROOT = Path(__file__).parents[2]
 URL = "http://127.0.0.1:8321"
-EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name != "fine_tune.py")
-"""All but one, which tests/serve/test_training.py runs with a tiny model."""
+EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name not in TRAINING_EXAMPLES)
+"""All but those that train, which tests/serve/test_training.py runs with a tiny model."""
 
 
 def blocks(language: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from llama_stack_client import LlamaStackClient
 
 from stack.training.prepare import INLINE_ROWS
 from tests.training.conftest import ROWS
-from tests.training.tiny import write_tiny_model
+from tests.training.tiny import TRAINING_EXAMPLES, write_tiny_model
 
 if TYPE_CHECKING:
     from tests.serve.conftest import Server
@@ -115,11 +116,37 @@ def trains(
     client.models.register(model_id="tiny", provider_model_id=str(folder), metadata={"num_cpus": 0.2})
     rows = {"type": "rows", "rows": ROWS}
     client.datasets.register(dataset_id="tiny-rows", purpose="post-training/messages", source=rows)  # type: ignore[arg-type]
-    yield Trains(client, server.url, home)
+    found = Trains(client, server.url, home)
+    # All at once: most of a small job's time is that of processes which start.
+    found.submit("broken", epochs=8)
+    found.submit("unbroken", epochs=8)
+    parameters = {"lr": {"type": "grid", "values": [1e-5, 5e-3]}}
+    found.submit("searched", 2, {"parameters": parameters, "num_trials": 1, "scheduler": "none"})
+    yield found
     for model in client.models.list():
         if model.metadata.get("base_model") == "tiny":
             client.models.unregister(model.identifier)
     client.models.unregister("tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples(trains: Trains) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Those that train, begun before the first test."""
+    processes = {}
+    for name in TRAINING_EXAMPLES:
+        path = ROOT / "examples" / name
+        assert f"python examples/{path.name}" in path.read_text()
+        processes[name] = subprocess.Popen(
+            [sys.executable, str(path), "--model", "tiny"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"STACK_URL": trains.url},
+        )
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
 
 
 def kill(name: str) -> None:
@@ -137,8 +164,6 @@ def kill(name: str) -> None:
 @pytest.mark.timeout(600)
 def test_a_killed_job_ends_as_an_unbroken_one(trains: Trains) -> None:
     """-9 to the job's process, with which its workers end; the next attempt goes on from a checkpoint."""
-    trains.submit("broken", epochs=8)
-    trains.submit("unbroken", epochs=8)
 
     def saved(found: dict[str, Any]) -> bool:
         return bool(list((trains.home / "storage/training/broken/runs/run").glob("checkpoint-*/README.md")))
@@ -156,33 +181,32 @@ def test_a_killed_job_ends_as_an_unbroken_one(trains: Trains) -> None:
     assert last["training_metrics"]["validation_loss"] < last["training_metrics"]["initial_validation_loss"]
 
 
-def test_what_was_trained_is_served_at_once(trains: Trains) -> None:
-    began = time.monotonic()
-    assert trains.answer("broken") == trains.answer("unbroken")
-    assert time.monotonic() - began < 5
-    picture = next(each for each in trains.wait("broken") if each.get("type") == "image")
-    assert httpx.get(picture["url"]).content.startswith(b"\x89PNG")
-
-
 @pytest.mark.timeout(600)
-def test_the_example_judges_sft_and_dpo(trains: Trains) -> None:
-    path = ROOT / "examples/fine_tune.py"
-    assert f"python examples/{path.name}" in path.read_text()
-    command = [sys.executable, str(path), "--model", "tiny"]
-    environment = os.environ | {"STACK_URL": trains.url}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    losses = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("  ")]
+def test_the_example_judges_sft_and_dpo(examples: dict[str, subprocess.Popen[str]]) -> None:
+    said = printed(examples["fine_tune.py"])
+    losses = [float(line.split()[-1]) for line in said.splitlines() if line.startswith("  ")]
     base, sft, dpo = losses
     assert sft < base
     assert dpo == pytest.approx(sft, rel=0.2)
-    assert "promoted: " in done.stdout
+    assert "promoted: " in said
+
+
+@pytest.mark.timeout(600)
+def test_the_example_closes_the_loop(examples: dict[str, subprocess.Popen[str]]) -> None:
+    """A model of random weights is never right, and is none the better for what it said."""
+    said = printed(examples["close_the_loop.py"])
+    assert re.search(r"^\d+ answers to 4 questions\n\d+ of them are kept$", said, re.MULTILINE)
+    assert re.search(r"^tiny: 0\.0%, loop-\w+: 0\.0% of 4\ndifference \+0\.0%, p = 1$", said, re.MULTILINE)
+
+
+def printed(example: subprocess.Popen[str]) -> str:
+    said, errors = example.communicate(timeout=500)
+    assert example.returncode == 0, errors
+    return said
 
 
 @pytest.mark.timeout(600)
 def test_a_search_serves_its_best_trial(trains: Trains) -> None:
-    parameters = {"lr": {"type": "grid", "values": [1e-5, 5e-3]}}
-    trains.submit("searched", 2, {"parameters": parameters, "num_trials": 1, "scheduler": "none"})
     trials = next(each for each in trains.wait("searched") if each.get("type") == "trials")["trials"]
     assert [(trial["name"], trial["status"]) for trial in trials] == [
         ("trial-0", "completed"),
@@ -192,6 +216,14 @@ def test_a_search_serves_its_best_trial(trains: Trains) -> None:
     assert losses[1] < losses[0]
     assert trains.job("searched")["result"]["metrics"]["validation_loss"] == losses[1]
     assert trains.answer("searched")
+
+
+def test_what_was_trained_is_served_at_once(trains: Trains) -> None:
+    began = time.monotonic()
+    assert trains.answer("broken") == trains.answer("unbroken")
+    assert time.monotonic() - began < 5
+    picture = next(each for each in trains.wait("broken") if each.get("type") == "image")
+    assert httpx.get(picture["url"]).content.startswith(b"\x89PNG")
 
 
 def test_a_cancelled_job_keeps_what_it_has(trains: Trains) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+TRAINING_EXAMPLES = ("fine_tune.py", "close_the_loop.py")
+"""Those of `examples/` that are tested with such a model."""
+
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
