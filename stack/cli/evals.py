@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
@@ -35,6 +38,89 @@ def list_benchmarks(url: Url = DEFAULT_URL) -> None:
         typer.echo(f"{each['identifier']}: {each['dataset_id']}, scored by {functions or 'nothing'}")
 
 
+@app.command("register")
+def register(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="gsm8k, ifeval, bfcl or mmlu.", show_default=False)
+    ],
+    file: Annotated[
+        Path | None, typer.Option(help="Its rows, JSON lines. Default: the Hugging Face hub.")
+    ] = None,
+    shots: Annotated[int, typer.Option(min=0, max=32, help="Examples before each question.")] = 0,
+    shots_file: Annotated[
+        Path | None, typer.Option(help="Where the examples are from, JSON lines: its first rows.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    benchmark_id: Annotated[str | None, typer.Option("--id", help="Default: the name.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Register a ready benchmark: its rows as a dataset, with prompts, scoring and sampling as published.
+
+    \b
+    Examples:
+      stack eval register gsm8k --file gsm8k_test.jsonl --shots 5 --shots-file gsm8k_train.jsonl
+      stack eval register ifeval
+      stack eval register mmlu --file mmlu.jsonl --limit 500 --id mmlu-500
+    """
+    from stack.evaluation.ready import READY, put
+
+    if name not in READY:
+        raise CliError(f"there is no ready benchmark {name!r}; there are {', '.join(READY)}")
+    if shots and shots_file is None:
+        raise CliError("--shots takes its examples from --shots-file")
+    ready = READY[name]
+    source = _lines(file, limit) if file is not None else _from_hub(ready.hub, limit)
+    rows = put(name, source, _lines(shots_file, shots) if shots_file is not None and shots else [])
+    identifier = benchmark_id or name
+    dataset = {
+        "dataset_id": identifier,
+        "purpose": "eval/messages-answer" if rows and "messages" in rows[0] else "eval/question-answer",
+        "source": {"type": "rows", "rows": rows},
+        "metadata": {"benchmark": name, "shots": shots},
+    }
+    benchmark = {
+        "benchmark_id": identifier,
+        "dataset_id": identifier,
+        "scoring_functions": list(ready.scoring_functions),
+        "metadata": {
+            "description": ready.description,
+            "shots": shots,
+            "scoring_params": ready.scoring_params,
+            "sampling": ready.sampling,
+        },
+    }
+    with Client(url) as client:
+        client.post("/v1/datasets", dataset)
+        client.post("/v1/eval/benchmarks", benchmark)
+    typer.echo(
+        f"benchmark {identifier} is registered, {len(rows)} rows: stack eval run {identifier} --model …"
+    )
+
+
+def _lines(file: Path, limit: int | None) -> list[dict[str, Any]]:
+    try:
+        with file.open() as lines:
+            return [json.loads(line) for line in islice(lines, limit) if line.strip()]
+    except OSError as error:
+        raise CliError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CliError(f"{file} is not JSON lines: {error}") from None
+
+
+def _from_hub(source: str, limit: int | None) -> list[dict[str, Any]]:
+    import datasets
+
+    path, configuration, split = source.split()
+    try:
+        rows = datasets.load_dataset(path, configuration, split=split, streaming=limit is not None)
+    except Exception as error:  # of many libraries
+        raise CliError(
+            f"{path} cannot be fetched from the Hugging Face hub ({type(error).__name__}): download its rows "
+            "as JSON lines and give them with --file"
+        ) from None
+    return list(islice(rows, limit))
+
+
 @app.command("run")
 def run(
     benchmark_id: Benchmark,
@@ -42,7 +128,12 @@ def run(
     examples: Annotated[
         int | None, typer.Option("--examples", min=1, help="Only the first so many rows. Default: all.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Limit of an answer; 0: the model's context.")] = 512,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Limit of an answer; 0: the model's context. Default: the benchmark's, or 512."
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     stop: Annotated[
         list[str] | None, typer.Option(help="A text that ends an answer; up to four.", show_default=False)
@@ -63,17 +154,22 @@ def run(
     strategy = (
         {"type": "top_p", "temperature": temperature, "top_p": 1.0} if temperature else {"type": "greedy"}
     )
-    candidate: dict[str, Any] = {
-        "type": "model",
-        "model": model,
-        "sampling_params": {"strategy": strategy, "max_tokens": max_tokens, "stop": stop or None},
-    }
+    candidate: dict[str, Any] = {"type": "model", "model": model}
     if system is not None:
         candidate["system_message"] = {"role": "system", "content": system}
-    config = {"eval_candidate": candidate, "scoring_params": {}, "num_examples": examples}
     with Client(url, timeout_s=60.0) as client:
-        path = f"/v1/eval/benchmarks/{quote(benchmark_id, safe='/')}/jobs"
-        job_id = client.post(path, {"benchmark_config": config})["job_id"]
+        path = f"/v1/eval/benchmarks/{quote(benchmark_id, safe='/')}"
+        wanted = client.get(path)["metadata"]
+        sampling = {"max_tokens": 512} | (wanted.get("sampling") or {})
+        given = {"max_tokens": max_tokens, "stop": stop or None}
+        sampling |= {name: value for name, value in given.items() if value is not None}
+        candidate["sampling_params"] = {"strategy": strategy, **sampling}
+        config = {
+            "eval_candidate": candidate,
+            "scoring_params": wanted.get("scoring_params") or {},
+            "num_examples": examples,
+        }
+        job_id = client.post(f"{path}/jobs", {"benchmark_config": config})["job_id"]
         typer.echo(f"job {job_id} is submitted")
         if not stay:
             typer.echo(f"follow it: stack jobs show {job_id} --follow")

@@ -13,6 +13,7 @@ from stack.agents.agents import Agents
 from stack.agents.turns import Turns
 from stack.batch.parts import Results, Table
 from stack.batch.work import Answer, Work, work
+from stack.engine.base import Priority
 from stack.evaluation.candidates import Asked, asking
 from stack.evaluation.interval import interval
 from stack.evaluation.questions import Row, scored_row
@@ -68,7 +69,7 @@ async def evaluating(
 ) -> AsyncGenerator[Answer]:
     """What comes of a row: its `generation`, and its `scores` by function."""
     async with open_stack() as stack, asking(stack, candidate) as ask:
-        board = await stack.scoring.open(scoring)
+        board = await stack.scoring.open(scoring, priority=Priority.BATCH)
 
         async def answer(row: Row) -> Row:
             said = await ask(row)

@@ -16,9 +16,10 @@ from pydantic_core import from_json, to_json
 from stack.datasets.datasets import Datasets
 from stack.errors import NotFound
 from stack.schemas.common import JsonObject
-from stack.schemas.datasets import Dataset, RegisterDatasetRequest, RowsDataSource
+from stack.schemas.datasets import Dataset, DatasetPurpose, RegisterDatasetRequest, RowsDataSource
 from stack.scoring.scoreboard import Scoreboard
 from stack.scoring.scorer import ScoreRow
+from stack.store.database import Database
 
 PAGE_ROWS = 2000
 SAVED_BYTES = 8 << 20  # of rows that one append writes
@@ -50,16 +51,24 @@ class BatchResults:
         return b"".join([*parts, b"}}"])
 
 
-async def score_dataset(datasets: Datasets, dataset_id: str, board: Scoreboard, save: bool) -> BatchResults:
-    """Raises NotFound; BadRequest for a dataset without the columns that a function reads."""
+async def score_dataset(
+    datasets: Datasets, dataset_id: str, board: Scoreboard, save_with: Database | None = None
+) -> BatchResults:
+    """Score all rows; with `save_with`, whose locks are used, save them as a dataset.
+
+    Raises NotFound; BadRequest for a dataset without the columns that a function reads.
+    """
     dataset = await datasets.registry.get(dataset_id)
     results: dict[str, list[bytes]] = {plan.scoring_fn_id: [] for plan in board.plans}
-    saved = await asyncio.to_thread(_Saved) if save else None
+    saved = None if save_with is None else await asyncio.to_thread(_Saved, save_with)
     try:
         async for page in datasets.batches(dataset_id, PAGE_ROWS):
-            scored = await board.score(with_aliases(page, dataset))
-            for scoring_fn_id, rows in scored.items():
-                results[scoring_fn_id].append((await asyncio.to_thread(to_json, rows))[1:-1])
+            rows = with_aliases(page, dataset)
+            if not any(results.values()):
+                board.check(rows)
+            scored = await board.score(rows)
+            for scoring_fn_id, score_rows in scored.items():
+                results[scoring_fn_id].append((await asyncio.to_thread(to_json, score_rows))[1:-1])
             if saved is not None:
                 await asyncio.to_thread(saved.write, page, scored)
         done = BatchResults(board.aggregated(), results)
@@ -80,7 +89,8 @@ def with_aliases(rows: Sequence[JsonObject], dataset: Dataset) -> list[JsonObjec
 class _Saved:
     """Scored rows on their way to a dataset: on disk, since nothing is registered before all are scored."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._rows = 0
 
@@ -93,36 +103,38 @@ class _Saved:
         self._rows += len(page)
 
     async def register(self, datasets: Datasets, dataset: Dataset, board: Scoreboard) -> str:
-        """Register the rows under the results' own id, in place of what an earlier call left there."""
+        """Register the rows, in place of what an earlier call left under their id.
+
+        It is the same for the same rows, functions and parameters.
+        """
         plans = [asdict(plan) for plan in board.plans]
-        identifier = _identifier([dataset.identifier, dataset.provider_resource_id, self._rows, plans])
-        metadata = {
+        said = [dataset.identifier, dataset.provider_resource_id, self._rows, plans]
+        identifier = f"scores-{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]}"
+        metadata: JsonObject = {
             "dataset_id": dataset.identifier,
             "rows": self._rows,
             "scoring_functions": list(board.tallies),
         }
+        # The same call may be made twice at a time. 256 names, since each may be a file.
+        async with self._database.lock(f"scores-{identifier[-2:]}"):
+            with contextlib.suppress(NotFound):
+                await datasets.delete(identifier)
+            await self._write(datasets, identifier, dataset.purpose, metadata)
+        return identifier
+
+    async def _write(
+        self, datasets: Datasets, identifier: str, purpose: DatasetPurpose, metadata: JsonObject
+    ) -> None:
         self._file.seek(0)
-        first = await asyncio.to_thread(self._next)
-        with contextlib.suppress(NotFound):
-            await datasets.delete(identifier)
+        source = RowsDataSource(rows=await asyncio.to_thread(self._next))
         await datasets.register(
-            RegisterDatasetRequest(
-                purpose=dataset.purpose,
-                source=RowsDataSource(rows=first),
-                metadata=metadata,
-                dataset_id=identifier,
-            )
+            RegisterDatasetRequest(purpose=purpose, source=source, metadata=metadata, dataset_id=identifier)
         )
         while rows := await asyncio.to_thread(self._next):
             await datasets.append(identifier, rows)
-        return identifier
 
     def _next(self) -> list[Any]:
         return [from_json(line) for line in self._file.readlines(SAVED_BYTES)]
 
     def close(self) -> None:
         self._file.close()
-
-
-def _identifier(said: list[Any]) -> str:
-    return f"scores-{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]}"

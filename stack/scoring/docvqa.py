@@ -41,10 +41,13 @@ def _expected(row: JsonObject) -> list[str]:
 
 
 def normalise(answer: str) -> str:
-    for sign in filter(answer.__contains__, _PUNCTUATION):
-        beside_a_gap = f"{sign} " in answer or f" {sign}" in answer
-        removed = beside_a_gap or _COMMA_IN_NUMBER.search(answer) is not None
-        answer = answer.replace(sign, "" if removed else " ")
-    answer = _PERIOD.sub("", answer).replace("'", "").replace("’", "")
+    for sign in _PUNCTUATION:
+        if sign in answer:
+            beside_a_gap = f"{sign} " in answer or f" {sign}" in answer
+            removed = beside_a_gap or _COMMA_IN_NUMBER.search(answer) is not None
+            answer = answer.replace(sign, "" if removed else " ")
+        if "." in answer:
+            answer = _PERIOD.sub("", answer)
+    answer = answer.replace("'", "").replace("’", "")
     words = (_WORDS.get(word, word) for word in answer.lower().split())
     return " ".join(word for word in words if word not in _LEFT_OUT)

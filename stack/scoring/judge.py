@@ -64,7 +64,7 @@ class Judge(Scorer):
         self._format: GrammarResponseFormat | None = None
         if grammar is not None:
             self._format = GrammarResponseFormat(bnf={"grammar": grammar, "syntax": "regex"})
-        self._patience = Patience()
+        self._patience, self._free = Patience(), asyncio.Semaphore(CONCURRENCY)
 
     async def score_rows(self, rows: Sequence[JsonObject]) -> list[ScoreRow]:
         """Each row has `judge_feedback`, all that the judge wrote."""
@@ -121,7 +121,8 @@ class Judge(Scorer):
             response_format=used,
         )
         try:
-            answer = await fold_chat_completion(self._model.chat_completion(request, self._priority))
+            async with self._free:
+                answer = await fold_chat_completion(self._model.chat_completion(request, self._priority))
         except BadRequest as error:
             # The model may know the grammar less well than the check did: then it writes freely.
             if used is None or type(error) is not BadRequest:

@@ -17,14 +17,14 @@ class Scoreboard:
         self.plans = tuple(scorers)
         self.tallies = {plan.scoring_fn_id: Tally() for plan in scorers}
         self._scorers = scorers
-        self._checked = False
+
+    def check(self, rows: Sequence[JsonObject]) -> None:
+        """Raises BadRequest if a column that some function reads is in none of the rows."""
+        for plan, scorer in self._scorers.items():
+            check_columns(plan.scoring_fn_id, scorer, rows)
 
     async def score(self, rows: Sequence[JsonObject]) -> dict[str, list[ScoreRow]]:
-        """By scoring function, one for each row. Raises BadRequest if the first page has no such column."""
-        if not self._checked and rows:
-            for plan, scorer in self._scorers.items():
-                check_columns(plan.scoring_fn_id, scorer, rows)
-            self._checked = True
+        """By scoring function, one for each row."""
         scored = {plan.scoring_fn_id: await scorer.score_rows(rows) for plan, scorer in self._scorers.items()}
         for scoring_fn_id, score_rows in scored.items():
             self.tallies[scoring_fn_id].add(score_rows)

@@ -21,8 +21,8 @@ from stack.store.database import Database
 
 
 class Scoring:
-    def __init__(self, functions: ScoringFunctions, datasets: Datasets) -> None:
-        self.functions, self._datasets = functions, datasets
+    def __init__(self, functions: ScoringFunctions, datasets: Datasets, database: Database) -> None:
+        self.functions, self._datasets, self._database = functions, datasets, database
 
     async def open(
         self,
@@ -42,6 +42,7 @@ class Scoring:
         self, request: ScoreRequest, provider_data: Mapping[str, Any] | None = None
     ) -> ScoreResponse:
         board = await self.open(request.scoring_functions, provider_data)
+        board.check(request.input_rows)
         scored = await board.score(request.input_rows)
         aggregated = board.aggregated()
         return ScoreResponse(
@@ -57,13 +58,14 @@ class Scoring:
         """Raises NotFound for an unknown dataset, and as `open`."""
         await self._datasets.registry.get(request.dataset_id)
         board = await self.open(request.scoring_functions, provider_data, Priority.BATCH)
-        return await score_dataset(self._datasets, request.dataset_id, board, request.save_results_dataset)
+        save_with = self._database if request.save_results_dataset else None
+        return await score_dataset(self._datasets, request.dataset_id, board, save_with)
 
 
 @asynccontextmanager
 async def open_scoring(database: Database, serving: Serving, datasets: Datasets) -> AsyncGenerator[Scoring]:
     workers = Workers()
     try:
-        yield Scoring(ScoringFunctions(database, serving, workers), datasets)
+        yield Scoring(ScoringFunctions(database, serving, workers), datasets, database)
     finally:
         await asyncio.to_thread(workers.close)

@@ -93,7 +93,8 @@ class _Generator:
     async def _score(self, dialog: list[Message], candidates: list[Row]) -> None:
         """By a scoring function, a judge for example, whose score is a number."""
         assert self._recipe.scoring_fn_id is not None
-        board = await self._stack.scoring.open({self._recipe.scoring_fn_id: None})
+        functions = {self._recipe.scoring_fn_id: None}
+        board = await self._stack.scoring.open(functions, priority=Priority.BATCH)
         asked = dialog[-1].content
         rows: Any = [
             {"input_query": asked if isinstance(asked, str) else "", "generated_answer": each["answer"]}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -335,6 +336,16 @@ async def test_a_dataset(client: httpx.AsyncClient) -> None:
     chained = await score_batch(client, dataset_id, {"basic::subset_of": None}, save=True)
     first = (await read_rows(client, chained.json()["dataset_id"]))[0]
     assert first["scores"] == {"basic::equality": {"score": 1.0}, "basic::subset_of": {"score": 1.0}}
+
+
+async def test_the_same_call_twice_at_a_time(client: httpx.AsyncClient) -> None:
+    rows = [{"question": "q", "answer": "a", "generated_answer": "a" * 1000, "n": n} for n in range(20_000)]
+    await register_rows(client, "d", rows)
+    calls = [score_batch(client, "d", {"basic::equality": None}, save=True) for _ in range(3)]
+    answers = await asyncio.gather(*calls)
+    assert [answer.status_code for answer in answers] == [200] * 3
+    (dataset_id,) = {answer.json()["dataset_id"] for answer in answers}
+    assert [each["n"] for each in await read_rows(client, dataset_id)] == [*range(20_000)]
 
 
 async def test_a_dataset_is_judged_at_low_priority(client: httpx.AsyncClient, judge: PromptJudge) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -47,6 +48,14 @@ async def test_calls_are_side_by_side_but_not_too_many(workers: Workers) -> None
     assert [row["score"] for row in scored] == [1] * 200
     assert 1 < model.at_once <= CONCURRENCY
     assert model.priorities == {Priority.BATCH}
+
+
+async def test_rows_that_come_one_by_one_are_bounded_together(workers: Workers) -> None:
+    model = PromptJudge(lambda prompt: "1")
+    judge = make(workers, model)
+    scored = await asyncio.gather(*(judge.score_rows(rows("a")) for _ in range(100)))
+    assert [row["score"] for (row,) in scored] == [1] * 100
+    assert 1 < model.at_once <= CONCURRENCY
 
 
 @pytest.mark.parametrize(

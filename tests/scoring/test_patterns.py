@@ -53,7 +53,9 @@ async def test_a_hostile_pattern_costs_no_more_than_it_may(workers: Workers) -> 
         "error": "the row cannot be scored: it takes more than 0.5 s of CPU time",
     }
     assert scored[1] == {"score": 1.0}
-    assert scored[-2] == {"score": None, "error": "not tried: 5 rows before took more than they may"}
+    errors = [row["error"] for row in scored if row["score"] is None]
+    assert len(errors) >= 40
+    assert sum("not tried: " in str(error) for error in errors) > 25
 
 
 async def test_one_hostile_row_spoils_no_other(workers: Workers) -> None:
