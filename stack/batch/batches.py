@@ -18,9 +18,8 @@ from pydantic_core import to_json
 from stack.batch.answers import Asked, Serves, answering
 from stack.batch.job import KIND, Batch, input_path
 from stack.batch.parts import Results, Row
-from stack.batch.rolling import patiently, rolling
-from stack.batch.shared import WAIT_S, SharedJobs
-from stack.batch.work import AT_ONCE, error_of
+from stack.batch.shared import SharedJobs
+from stack.batch.work import answer_now
 from stack.errors import BadRequest, NotFound, StackError
 from stack.files.files import Files
 from stack.models.serving import Serving
@@ -98,18 +97,7 @@ class Batches:
         self, asked: Asked, rows: Sequence[Row], provider_data: Mapping[str, Any] | None
     ) -> list[Row]:
         stack: Serves = _Served(self._serving)
-        results: list[Row] = [{} for _ in rows]
-        async with answering(lambda: nullcontext(stack), asked, provider_data) as answer:
-
-            async def one(number: int) -> None:
-                try:
-                    results[number] = await patiently(lambda: answer(rows[number]), WAIT_S)
-                except StackError as error:
-                    results[number] = error_of(error)
-
-            async for _ in rolling(one, range(len(rows)), AT_ONCE):
-                pass
-        return results
+        return await answer_now(lambda: answering(lambda: nullcontext(stack), asked, provider_data), rows)
 
     async def _by_job(self, asked: Asked, rows: Sequence[Row]) -> list[Row]:
         lines = await asyncio.to_thread(lambda: b"".join(to_json(row) + b"\n" for row in rows))

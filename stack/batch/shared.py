@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from stack.batch.work import WAIT_S
 from stack.errors import BadRequest, NotFound, NotReady, StackError
 from stack.store.jobs import Job, Jobs
 from stack.store.storage import Lost
 
 T = TypeVar("T")
 
-WAIT_S = 45.0  # shorter than clients and proxies wait
 RETRY_AFTER_S = 10
 _POLL_S = 0.25
 

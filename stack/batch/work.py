@@ -35,6 +35,8 @@ AT_ONCE = 64
 INLINE_ROWS = 2000
 """Up to so many rows the job's own process works on: Ray Data's workers take longer to start."""
 
+WAIT_S = 45.0  # shorter than clients and proxies wait
+
 _GROUP_ROWS = 1024  # that a worker of Ray Data takes at a time
 _CPUS = 0.01  # that a worker reserves: on a laptop the models have nearly all
 
@@ -84,6 +86,22 @@ async def work(context: JobContext, source: Source, open_answer: Work) -> Done:
                     done, failed = done + outcome.rows, failed + outcome.failed
                     context.progress(done=done, failed=failed)
     return Done(len(parts), total, failed)
+
+
+async def answer_now(open_answer: Work, rows: Sequence[Row], at_once: int = AT_ONCE) -> list[Row]:
+    """What comes of a request's few rows, in their order; what may pass is waited for a while."""
+    results: list[Row] = [{} for _ in rows]
+    async with open_answer() as answer:
+
+        async def one(number: int) -> None:
+            try:
+                results[number] = await patiently(lambda: answer(rows[number]), WAIT_S)
+            except StackError as error:
+                results[number] = error_of(error)
+
+        async for _ in rolling(one, range(len(rows)), at_once):
+            pass
+    return results
 
 
 def error_of(error: StackError) -> Row:

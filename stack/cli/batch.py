@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from stack.cli.client import DEFAULT_URL, Client, Url
-from stack.cli.job_progress import follow, job_path
+from stack.cli.job_progress import follow_or_leave, job_path
 from stack.cli.problems import CliError
 
 app = typer.Typer(help="Have files of prompts answered by a running server.", no_args_is_help=True)
@@ -65,11 +65,7 @@ def run(
         body = {"bucket": BUCKET, "key": key, "asked": {"operation": asked, "options": options}}
         job_id = client.post("/v1/jobs/batch", body)["job_id"]
         typer.echo(f"job {job_id} answers {source}", err=True)
-        try:
-            job = follow(client, job_id)
-        except KeyboardInterrupt:
-            typer.echo(f"the job goes on; stop it: stack jobs cancel {job_id}", err=True)
-            raise typer.Exit(130) from None
+        job = follow_or_leave(client, job_id)
         if job["status"] != "completed":
             raise CliError(f"job {job_id} is {job['status']}: {job['detail'] or f'stack jobs logs {job_id}'}")
         _fetch(client, job_id, target)

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 import typer
 
 from stack.cli.client import DEFAULT_URL, Client, Url
-from stack.cli.job_progress import ENDED, follow, job_path
+from stack.cli.job_progress import ENDED, follow_or_leave, job_path
 from stack.cli.problems import CliError
 
 app = typer.Typer(help="Run the benchmarks of a running server, and compare runs.", no_args_is_help=True)
@@ -174,11 +174,7 @@ def run(
         if not stay:
             typer.echo(f"follow it: stack jobs show {job_id} --follow")
             return
-        try:
-            job = follow(client, job_id)
-        except KeyboardInterrupt:
-            typer.echo(f"the job goes on; stop it: stack jobs cancel {job_id}")
-            raise typer.Exit(130) from None
+        job = follow_or_leave(client, job_id)
     _print(job)
 
 

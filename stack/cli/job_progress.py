@@ -50,6 +50,17 @@ def follow(client: Client, job_id: str) -> dict[str, Any]:
     return job
 
 
+def follow_or_leave(client: Client, job_id: str) -> dict[str, Any]:
+    """As `follow`. Ctrl-C ends the command and leaves the job."""
+    import typer
+
+    try:
+        return follow(client, job_id)
+    except KeyboardInterrupt:
+        typer.echo(f"the job goes on; stop it: stack jobs cancel {job_id}", err=True)
+        raise typer.Exit(130) from None
+
+
 class _Bar:
     def __init__(self, bar: Progress, task: TaskID) -> None:
         self._bar, self._task = bar, task

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import typer
 
 from stack.cli.client import DEFAULT_URL, Client, Url
-from stack.cli.job_progress import ENDED, amount, facts, follow, job_path
+from stack.cli.job_progress import ENDED, amount, facts, follow, follow_or_leave, job_path
 
 app = typer.Typer(help="Submit, see, follow and cancel the jobs of a running server.", no_args_is_help=True)
 
@@ -69,11 +69,7 @@ def submit(
         if not (sys.stdout.isatty() if stay is None else stay):
             typer.echo(f"follow it: stack jobs show {job_id} --follow")
             return
-        try:
-            job = follow(client, job_id)
-        except KeyboardInterrupt:
-            typer.echo(f"the job goes on; stop it: stack jobs cancel {job_id}")
-            raise typer.Exit(130) from None
+        job = follow_or_leave(client, job_id)
     _print(job)
 
 

@@ -7,10 +7,9 @@ from contextlib import nullcontext
 from typing import Any
 
 from stack.batch.parts import Results
-from stack.batch.rolling import patiently, rolling
-from stack.batch.work import AT_ONCE, error_of
+from stack.batch.work import answer_now
 from stack.datasets.datasets import Datasets
-from stack.errors import BadRequest, NotFound, StackError
+from stack.errors import BadRequest, NotFound
 from stack.evaluation.benchmarks import Benchmarks, check_functions
 from stack.evaluation.evaluate import KIND, Evaluates, Evaluation, evaluating, response_of
 from stack.evaluation.interval import difference
@@ -24,8 +23,6 @@ from stack.store.storage import Lost, Storage
 
 MAX_ROWS = 1000
 """Of one request; a benchmark has as many as its dataset."""
-
-WAIT_S = 45.0
 
 Functions = dict[str, ScoringFnParams | None]
 
@@ -64,18 +61,10 @@ class Evaluations:
                 f"one request evaluates at most {MAX_ROWS} rows, not {len(rows)}: register them as a dataset "
                 "and run a benchmark on it"
             )
-        results: list[Row] = [{} for _ in rows]
         candidate = request.benchmark_config.eval_candidate
-        async with evaluating(lambda: nullcontext(self._stack), candidate, functions) as answer:
-
-            async def one(number: int) -> None:
-                try:
-                    results[number] = await patiently(lambda: answer(rows[number]), WAIT_S)
-                except StackError as error:
-                    results[number] = error_of(error)
-
-            async for _ in rolling(one, range(len(rows)), AT_ONCE):
-                pass
+        results = await answer_now(
+            lambda: evaluating(lambda: nullcontext(self._stack), candidate, functions), rows
+        )
         return await response_of(_one(results), functions, self._stack.scoring)
 
     async def status(self, benchmark_id: str, job_id: str) -> EvalJob:

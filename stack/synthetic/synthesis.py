@@ -14,9 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json, to_json
 
 from stack.batch.parts import Lines, Results
-from stack.batch.rolling import patiently, rolling
-from stack.batch.shared import WAIT_S, SharedJobs
-from stack.batch.work import Work, error_of, work
+from stack.batch.shared import SharedJobs
+from stack.batch.work import Work, answer_now, work
 from stack.datasets.datasets import Datasets
 from stack.errors import BadRequest, StackError
 from stack.jobs.context import JobContext
@@ -82,7 +81,10 @@ class Synthesizer:
         rows = [_row(dialog) for dialog in dialogs]
         chosen = Filter(request.filtering_function, settings.synthetic_top_k, settings.synthetic_top_p)
         if len(rows) <= DIRECT:
-            return response_of(rows, await self._directly(recipe, rows), chosen, recipe.model)
+            results = await answer_now(
+                lambda: generating(lambda: nullcontext(self._stack), recipe), rows, AT_ONCE
+            )
+            return response_of(rows, results, chosen, recipe.model)
         return await self._by_job(recipe, rows, chosen)
 
     async def _model(self, model_id: str | None) -> str:
@@ -93,20 +95,6 @@ class Synthesizer:
             model_id = known[0]
         await self._stack.serving(model_id, "llm")
         return model_id
-
-    async def _directly(self, recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
-        results: list[Row] = [{} for _ in rows]
-        async with generating(lambda: nullcontext(self._stack), recipe) as answer:
-
-            async def one(number: int) -> None:
-                try:
-                    results[number] = await patiently(lambda: answer(rows[number]), WAIT_S)
-                except StackError as error:
-                    results[number] = error_of(error)
-
-            async for _ in rolling(one, range(len(rows)), AT_ONCE):
-                pass
-        return results
 
     async def _by_job(
         self, recipe: Recipe, rows: Sequence[Row], chosen: Filter
