@@ -259,6 +259,28 @@ async def test_overload(make: Make) -> None:
         await collect(batcher, Generation(prompt_of(3), max_tokens=1))
 
 
+async def test_batch_requests_leave_room_in_the_queue(make: Make) -> None:
+    runner = ToyRunner(2)
+    runner.go.clear()
+    batcher = make(runner, max_queue=4)
+
+    def ask(priority: Priority) -> asyncio.Task[Output]:
+        generation = Generation(prompt_of(3), max_tokens=2, priority=priority)
+        return asyncio.create_task(collect(batcher, generation))
+
+    tasks = [ask(Priority.BATCH) for _ in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="4 requests"):
+        await ask(Priority.BATCH)
+    tasks += [ask(Priority.INTERACTIVE) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="6 requests"):
+        await ask(Priority.INTERACTIVE)
+    runner.go.set()
+    for output in await asyncio.gather(*tasks):
+        assert output.token_ids == greedy(prompt_of(3), 2)
+
+
 async def test_cancelling_frees_the_slot_within_a_step(make: Make) -> None:
     """While it queues, while its prompt is computed, while it decodes; and a place in the queue at once."""
     runner = ToyRunner(1, context_length=4096)
