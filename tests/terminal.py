@@ -21,7 +21,13 @@ class Terminal:
         self._screen = ""
         self._mine, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd, start_new_session=True
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=_take_interrupts,
         )
         os.close(theirs)
 
@@ -50,3 +56,8 @@ class Terminal:
                 "", self._screen + os.read(self._mine, 65536).decode(errors="replace")
             )
         self._screen = self._screen.partition(text)[2]
+
+
+def _take_interrupts() -> None:
+    """As a login shell lets programs; what runs in the background ignores them, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
