@@ -45,14 +45,15 @@ class Agents:
 
     async def create(self, config: AgentConfig, provider_data: Mapping[str, Any]) -> str:
         """The new agent's id. Raises BadRequest for a model, tool group or shield that is not there."""
-        await self._check(config, provider_data)
+        await self.check(config, provider_data)
         agent_id = str(uuid4())
         row = {"agent_id": agent_id, "config": config.model_dump_json(), "created_at": datetime.now(UTC)}
         async with self._database.write() as connection:
             await connection.execute(insert(agents).values(row))
         return agent_id
 
-    async def _check(self, config: AgentConfig, provider_data: Mapping[str, Any]) -> None:
+    async def check(self, config: AgentConfig, provider_data: Mapping[str, Any]) -> None:
+        """Raises BadRequest for what `create` would."""
         try:
             model, _ = await self._statuses.find(config.model)
         except NotFound:

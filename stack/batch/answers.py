@@ -36,6 +36,13 @@ class Asked(BaseModel):
     options: dict[str, Any]
     """The fields of the operation's request, `model_id` among them, without its content or messages."""
 
+    def check(self) -> None:
+        """Raises BadRequest for options that no item can be asked with."""
+        if self.operation == "completion":
+            _parsed(CompletionRequest, self.options | {"content": ""})
+        else:
+            _parsed(ChatCompletionRequest, self.options | {"messages": [{"role": "user", "content": ""}]})
+
 
 class Serves(Protocol):
     @property

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from stack.batch.answers import Asked, Serves, answering
+from stack.batch.answers import Asked, answering
 from stack.batch.job import KIND, Batch, input_path
 from stack.batch.parts import Results, Row
 from stack.batch.shared import SharedJobs
@@ -32,16 +32,9 @@ DIRECT = 200
 MAX_ITEMS = 100_000
 
 
-class _Served:
-    """What `answering` wants of a stack."""
-
-    def __init__(self, serving: Serving) -> None:
-        self.serving = serving
-
-
 class Batches:
     def __init__(self, serving: Serving, jobs: Jobs, storage: Storage, files: Files) -> None:
-        self._serving, self._jobs, self._storage, self._files = serving, jobs, storage, files
+        self.serving, self._jobs, self._storage, self._files = serving, jobs, storage, files
 
     async def answer(
         self, asked: Asked, rows: Sequence[Row], provider_data: Mapping[str, Any] | None = None
@@ -56,7 +49,7 @@ class Batches:
                 f"one request has at most {MAX_ITEMS} items, not {len(rows)}; "
                 "`stack batch run` takes a file of any size"
             )
-        await self._serving(asked.options["model_id"], "llm", provider_data)
+        await self.serving(asked.options["model_id"], "llm", provider_data)
         if len(rows) <= DIRECT:
             results = await self._directly(asked, rows, provider_data)
         else:
@@ -73,7 +66,8 @@ class Batches:
         """
         assert batch.bucket is not None
         assert batch.key is not None
-        await self._serving.find(batch.asked.options.get("model_id", ""))
+        batch.asked.check()
+        await self.serving.find(batch.asked.options["model_id"])
         file = await self._files.get(batch.bucket, batch.key)
         request = batch.model_dump(mode="json")
         said = json.dumps([request, file.blob], sort_keys=True).encode()
@@ -96,8 +90,7 @@ class Batches:
     async def _directly(
         self, asked: Asked, rows: Sequence[Row], provider_data: Mapping[str, Any] | None
     ) -> list[Row]:
-        stack: Serves = _Served(self._serving)
-        return await answer_now(lambda: answering(lambda: nullcontext(stack), asked, provider_data), rows)
+        return await answer_now(lambda: answering(lambda: nullcontext(self), asked, provider_data), rows)
 
     async def _by_job(self, asked: Asked, rows: Sequence[Row]) -> list[Row]:
         lines = await asyncio.to_thread(lambda: b"".join(to_json(row) + b"\n" for row in rows))

@@ -7,7 +7,7 @@ job has finished is what files there are; one that goes on leaves these parts ou
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -154,6 +154,14 @@ class Results:
         """The numbers of the parts that need no more work."""
         paths = await self._storage.find(self.folder)
         return {int(path.rpartition("/")[2].partition(".")[0]) for path in paths}
+
+    async def failed(self, parts: Iterable[int]) -> int:
+        """How many rows of these parts have an error."""
+        count = 0
+        for number in parts:
+            lines = (await self._storage.read(self._path(number))).splitlines()
+            count += sum("error" in from_json(line) for line in lines)
+        return count
 
     async def read(self, parts: int) -> AsyncGenerator[list[Row]]:
         """What came of all rows, in their order, a part at a time."""

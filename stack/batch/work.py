@@ -71,11 +71,12 @@ async def work(context: JobContext, source: Source, open_answer: Work) -> Done:
     job_id = context.job.id
     async with _open_stores(context.settings) as stores:
         parts = await source.parts(stores)
-        finished = await Results(stores.storage, job_id).finished()
+        results = Results(stores.storage, job_id)
+        finished = await results.finished()
         left = [part for part in parts if part.number not in finished]
         total = sum(part.rows for part in parts)
         done = total - sum(part.rows for part in left)
-        failed = context.shown.get("failed", 0) if finished else 0
+        failed = await results.failed(finished)
         context.progress(phase="working", done=done, total=total, unit="rows", failed=failed)
         if left:
             here = _inline(job_id, source, open_answer, left, stores)
@@ -180,12 +181,13 @@ async def _on_ray(
 def _outcomes(job_id: str, source: Source, open_answer: Work, parts: Sequence[Part]) -> Iterator[Outcome]:
     import ray.data
 
+    from stack.jobs.cluster import cluster_cpus
+
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"part": astuple(part)} for part in parts]
     groups = max(1, sum(part.rows for part in parts) // _GROUP_ROWS)
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
     # More than one, since the last rows of a group leave a replica idle.
-    workers = min(groups, max(2, int(resources.get("CPU", 1)) // 8))
+    workers = min(groups, max(2, cluster_cpus() // 8))
     found = ray.data.from_items(rows, override_num_blocks=groups).map_batches(
         Worker,
         fn_constructor_args=(job_id, source, open_answer),

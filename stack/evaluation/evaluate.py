@@ -69,11 +69,11 @@ async def evaluating(
 ) -> AsyncGenerator[Answer]:
     """What comes of a row: its `generation`, and its `scores` by function."""
     async with open_stack() as stack, asking(stack, candidate) as ask:
-        board = await stack.scoring.open(scoring, priority=Priority.BATCH)
+        board = await stack.scoring.open(scoring, priority=Priority.BATCH) if scoring else None
 
         async def answer(row: Row) -> Row:
             said = await ask(row)
-            scores = await board.score([scored_row(row, said)])
+            scores = await board.score([scored_row(row, said)]) if board is not None else {}
             return {
                 "generation": {"generated_answer": said},
                 "scores": {name: rows[0] for name, rows in scores.items()},

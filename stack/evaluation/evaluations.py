@@ -135,8 +135,7 @@ class Evaluations:
                     f"eval_candidate.model: {candidate.model!r} is an embedding model, which writes no text"
                 )
         else:
-            agent_id = await self._stack.agents.create(candidate.config, {})
-            await self._stack.agents.delete(agent_id)
+            await self._stack.agents.check(candidate.config, {})
 
     async def _functions(
         self, benchmark: Benchmark, names: Sequence[str], config: BenchmarkConfig

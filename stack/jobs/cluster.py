@@ -20,6 +20,12 @@ from stack.store.jobs import Job
 NAMESPACE = "stack-jobs"
 
 
+def cluster_cpus() -> int:
+    """Of all nodes; at least one."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
+    return max(1, int(resources.get("CPU", 1)))
+
+
 class RayLauncher:
     """Ray's calls block, so each runs in a thread."""
 

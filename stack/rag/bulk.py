@@ -13,8 +13,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from stack.batch.rolling import patiently
 from stack.errors import TRANSIENT, StackError
 from stack.jobs.context import JobContext
 from stack.rag.job import documents_path
@@ -110,7 +112,11 @@ class _Ingestion:
         self._show()
 
     async def _keep(self, good: dict[int, Loaded]) -> None:
-        chunks = await self._patiently(list(good.values()))
+        if not good:
+            return
+        documents = list(good.values())
+        store = partial(self._store, self._vector_db_id, documents, self._chunk_size)
+        chunks = await patiently(store, PATIENCE_S)
         counts = dict(zip(good, chunks, strict=True))
         await self._context.finish_items({item: {"chunks": count} for item, count in counts.items()})
         self.chunks += sum(chunks)
@@ -124,19 +130,6 @@ class _Ingestion:
                 raise
             except StackError as error:
                 errors[item] = str(error)
-
-    async def _patiently(self, documents: Sequence[Loaded]) -> list[int]:
-        """Store documents; while the model is overloaded or away, wait for it."""
-        deadline, pause_s = asyncio.get_running_loop().time() + PATIENCE_S, 0.5
-        while documents:
-            try:
-                return await self._store(self._vector_db_id, documents, self._chunk_size)
-            except TRANSIENT:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, 10.0)
-        return []
 
     def _show(self) -> None:
         self._context.progress(done=self._done, total=self._total, unit="documents", chunks=self.chunks)

@@ -45,9 +45,11 @@ async def load(path: str, places: Sequence[Place]) -> AsyncGenerator[list[Outcom
 def _groups(path: str, places: Sequence[Place]) -> Iterator[list[Outcome]]:
     import ray.data
 
+    from stack.jobs.cluster import cluster_cpus
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    workers = max(1, int(_cpus()) // CPUS_PER_WORKER)
+    workers = max(1, cluster_cpus() // CPUS_PER_WORKER)
     rows = [{"path": path, "place": astuple(place)} for place in places]
     loaded = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // DOCUMENTS_AT_A_TIME)).map_batches(
         Worker,
@@ -57,13 +59,6 @@ def _groups(path: str, places: Sequence[Place]) -> Iterator[list[Outcome]]:
     )
     for batch in loaded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
         yield [pickle.loads(outcome) for outcome in batch["outcome"]]
-
-
-def _cpus() -> float:
-    import ray
-
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
-    return resources.get("CPU", 1)
 
 
 class Worker:

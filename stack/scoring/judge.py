@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from stack.batch.rolling import PATIENCE_S, patiently
 from stack.engine.base import Inference, Priority
 from stack.engine.fold import fold_chat_completion
 from stack.errors import TRANSIENT, BadRequest, StackError
@@ -20,7 +21,7 @@ from stack.scoring.template import Template
 from stack.scoring.workers import Patience, Workers
 
 CONCURRENCY = 32  # calls of the model by one scorer at a time
-RETRIES_S = (1.0, 4.0)  # pauses before a failed call is made again
+SHORT_PATIENCE_S = 5.0  # with a model that is overloaded or being replaced, of who waits for an answer
 MAX_TOKENS = 1024  # of a judge's answer, reasoning included
 MAX_TEMPLATE_CHARS = 100_000
 
@@ -65,6 +66,7 @@ class Judge(Scorer):
         if grammar is not None:
             self._format = GrammarResponseFormat(bnf={"grammar": grammar, "syntax": "regex"})
         self._patience, self._free = Patience(), asyncio.Semaphore(CONCURRENCY)
+        self._away = False
 
     async def score_rows(self, rows: Sequence[JsonObject]) -> list[ScoreRow]:
         """Each row has `judge_feedback`, all that the judge wrote."""
@@ -105,12 +107,13 @@ class Judge(Scorer):
         return {"score": found if self._as_text else _number(found)}
 
     async def _ask(self, prompt: str) -> str:
-        for pause_s in RETRIES_S:
-            try:
-                return await self._call(prompt)
-            except TRANSIENT:
-                await asyncio.sleep(pause_s)
-        return await self._call(prompt)
+        """Once the model was waited for in vain, the other rows do not wait so long again."""
+        long = self._priority is Priority.BATCH and not self._away
+        try:
+            return await patiently(lambda: self._call(prompt), PATIENCE_S if long else SHORT_PATIENCE_S)
+        except TRANSIENT:
+            self._away = True
+            raise
 
     async def _call(self, prompt: str) -> str:
         used = self._format

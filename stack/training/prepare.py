@@ -94,9 +94,11 @@ def _inline(plan: Plan, split: str, data: Data, shards: list[tuple[int, int]]) -
 def _on_ray(plan: Plan, split: str, data: Data, shards: list[tuple[int, int]]) -> Iterator[Counts]:
     import ray.data
 
+    from stack.jobs.cluster import cluster_cpus
+
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"number": number, "start": start} for number, start in shards]
-    workers = max(1, min(len(rows), int(_cluster_cpus()) // 2))
+    workers = max(1, min(len(rows), cluster_cpus() // 2))
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Tokenizer,  # type: ignore[arg-type]  # a class is an actor's, see Ray Data
         fn_constructor_args=(plan, split, data),
@@ -107,13 +109,6 @@ def _on_ray(plan: Plan, split: str, data: Data, shards: list[tuple[int, int]]) -
         if error := row.pop("error", None):
             raise BadRequest(error)
         yield Counts(**row)
-
-
-def _cluster_cpus() -> float:
-    import ray
-
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's
-    return resources.get("CPU", 1)
 
 
 class Tokenizer:

@@ -208,3 +208,37 @@ async def test_a_cancelled_job_is_told_and_then_done_again(
     await jobs(stack, 2)
     await Runner(stack).work()
     assert texts((await again).json()["batch"])[:2] == ["ITEM 0", "ITEM 1"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "detail"),
+    [
+        ({}, 400, "asked"),
+        (
+            {"asked": {"operation": "completion", "options": {"model_id": "tiny"}}},
+            400,
+            "name an uploaded file",
+        ),
+        ({"key": "none.jsonl"}, 404, "there is no file 'none.jsonl'"),
+        ({"asked": {"operation": "completion", "options": {}}}, 400, "model_id"),
+        ({"asked": {"operation": "chat-completion", "options": {"model_id": "none"}}}, 404, "'none'"),
+        (
+            {"asked": {"operation": "completion", "options": {"model_id": "tiny", "tools": []}}},
+            400,
+            "tools: Extra inputs",
+        ),
+    ],
+)
+async def test_bad_batches_of_files(client: httpx.AsyncClient, body: Any, status: int, detail: str) -> None:
+    good = {"operation": "completion", "options": {"model_id": "tiny"}}
+    file = {} if detail == "name an uploaded file" else {"bucket": "batches", "key": "in.jsonl"}
+    asked = {} if not body else {"asked": good}
+    answer = await client.post("/v1/jobs/batch", json=file | asked | body)
+    assert (answer.status_code, detail in answer.json()["detail"]) == (status, True), answer.json()
+
+
+async def test_results_of_a_job_that_has_none(client: httpx.AsyncClient, stack: Stack) -> None:
+    job = await stack.jobs.submit("batch", {})
+    answer = await client.get(f"/v1/jobs/{job.id}/results")
+    assert (answer.status_code, "is scheduled" in answer.json()["detail"]) == (400, True)
+    assert (await client.get("/v1/jobs/none/results")).status_code == 404

@@ -172,6 +172,16 @@ async def test_messages_and_completions(client: httpx.AsyncClient, stack: Stack,
     ]
 
 
+async def test_without_functions_there_are_answers_only(client: httpx.AsyncClient, stack: Stack) -> None:
+    await register(client, [])
+    result = await evaluated(client, stack, num_examples=2)
+    assert (len(result["generations"]), result["scores"]) == (2, {})
+    config = {"eval_candidate": MODEL, "scoring_params": {}}
+    body = {"input_rows": ROWS[:2], "scoring_functions": [], "benchmark_config": config}
+    answer = await client.post("/v1/eval/benchmarks/org/sums/evaluations", json=body)
+    assert [each["generated_answer"] for each in answer.json()["generations"]] == ["0", "2"]
+
+
 async def test_no_rows(client: httpx.AsyncClient, stack: Stack) -> None:
     await register(client, ["basic::equality"], [])
     result = await evaluated(client, stack)

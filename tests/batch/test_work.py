@@ -64,6 +64,7 @@ class Bench:
         context = JobContext(self.settings, self.database, lease)
         done = await work(context, source, opening(answer))
         assert (context.shown["done"], context.shown["total"]) == (done.rows, done.rows)
+        self.failed = done.failed
         return await self.results(done.parts)
 
     async def results(self, parts: int) -> list[Row]:
@@ -160,6 +161,24 @@ async def test_an_attempt_that_breaks_off_is_gone_on_with(bench: Bench) -> None:
     asked.clear()
     assert await bench.attempt(source, answer) == [{"twice": 2 * n} for n in range(700)]
     assert len(asked) == 700 - len(finished) * part_rows(700)
+
+
+async def test_errors_of_earlier_attempts_count(bench: Bench) -> None:
+    source = await bench.lines(600)
+    breaks = True
+
+    async def answer(row: Row) -> Row:
+        if row["n"] == 500 and breaks:
+            raise RuntimeError("killed")
+        if row["n"] % 100 == 3:
+            raise BadRequest("three")
+        return await double(row)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        await bench.attempt(source, answer)
+    breaks = False
+    await bench.attempt(source, answer)
+    assert bench.failed == 6
 
 
 async def test_a_model_that_is_away_is_waited_for(bench: Bench) -> None:

@@ -107,14 +107,24 @@ async def test_rows_that_cannot_be_judged(workers: Workers) -> None:
 
 
 async def test_what_passes_is_tried_again(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_module, "RETRIES_S", (0.001, 0.001))
     failures: list[Exception] = [NotReady("loading"), UpstreamError("broke")]
     model = PromptJudge(lambda prompt: failures.pop() if failures else "5")
     assert (await make(workers, model).score_rows(rows("a")))[0]["score"] == 5
+    monkeypatch.setattr(judge_module, "SHORT_PATIENCE_S", 0.3)
     model = PromptJudge(lambda prompt: UpstreamError("broke"))
     (scored,) = await make(workers, model).score_rows(rows("a"))
     assert scored == {"score": None, "error": "the judge gave no answer: broke"}
-    assert len(model.requests) == 3
+    assert len(model.requests) == 3  # at once, after 0.25 s and after 0.5 s more
+
+
+async def test_a_job_waits_longer_but_only_once(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_module, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(judge_module, "SHORT_PATIENCE_S", -1.0)
+    model = PromptJudge(lambda prompt: UpstreamError("broke"))
+    judge = make(workers, model, priority=Priority.BATCH)
+    for calls in (3, 4):
+        (scored,) = await judge.score_rows(rows("a"))
+        assert (scored["score"], len(model.requests)) == (None, calls)
 
 
 async def test_a_judge_under_a_constraint(workers: Workers) -> None:
