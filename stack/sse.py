@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from stack.api.errors import detail_of, unwrapped
+from stack.api.errors import detail_of
 from stack.errors import StackError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class _Source:
         raise StopAsyncIteration
 
     def _error_frame(self, error: BaseException) -> bytes:
-        if not isinstance(unwrapped(error), StackError):
+        if not isinstance(error, StackError):
             log.error("failed during a stream", exc_info=error)
         return b"data: %b\n\n" % json.dumps({"error": {"message": detail_of(error)}}).encode()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from pydantic import BaseModel
@@ -29,9 +30,11 @@ async def batch_completion(
     Above 200 items a job does it: while it works the answer is 503, and the same request again waits for it.
     """
     asked = Asked(operation="completion", options=_options(request, "content_batch"))
-    rows = [{"content": item} for item in request.model_dump(mode="json")["content_batch"]]
+    rows = await asyncio.to_thread(_rows, request, "content_batch", "content")
     results = await stack.batches.answer(asked, rows, provider_data)
-    return _answer(BatchCompletionResponse(batch=[completion_of(result) for result in results]))
+    return await asyncio.to_thread(
+        lambda: _answer(BatchCompletionResponse(batch=[completion_of(result) for result in results]))
+    )
 
 
 @router.post("/v1/batch-inference/chat-completion", response_model=BatchChatCompletionResponse)
@@ -40,14 +43,20 @@ async def batch_chat_completion(
 ) -> Response:
     """Answer many conversations, in their order. Else as batch completion."""
     asked = Asked(operation="chat-completion", options=_options(request, "messages_batch"))
-    rows = [{"messages": item} for item in request.model_dump(mode="json")["messages_batch"]]
+    rows = await asyncio.to_thread(_rows, request, "messages_batch", "messages")
     results = await stack.batches.answer(asked, rows, provider_data)
-    return _answer(BatchChatCompletionResponse(batch=[chat_completion_of(result) for result in results]))
+    return await asyncio.to_thread(
+        lambda: _answer(BatchChatCompletionResponse(batch=[chat_completion_of(result) for result in results]))
+    )
 
 
 def _options(request: BaseModel, items: str) -> dict[str, Any]:
     options = request.model_dump(mode="json", exclude={items}, exclude_none=True)
     return {"model_id": options.pop("model"), **options}
+
+
+def _rows(request: BaseModel, items: str, column: str) -> list[dict[str, Any]]:
+    return [{column: item} for item in request.model_dump(mode="json", include={items})[items]]
 
 
 def _answer(response: BaseModel) -> Response:

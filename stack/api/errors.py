@@ -29,15 +29,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
-def unwrapped(error: BaseException) -> BaseException:
-    """The StackError that Ray carries under `.cause` of the one it raises, or the error itself."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, StackError) else error
-
-
 def detail_of(error: BaseException) -> str:
     """What a caller may be told. Of an error that is not a StackError: nothing."""
-    error = unwrapped(error)
     if isinstance(error, StackError):
         return str(error)
     return "the server failed; its log has the reason under this answer's x-trace-id"
@@ -45,9 +38,8 @@ def detail_of(error: BaseException) -> str:
 
 def response_for(error: BaseException) -> Response:
     """The answer to any error. What is the server's fault is logged."""
-    original, error = error, unwrapped(error)
     if not isinstance(error, StackError):
-        log.error("unexpected error", exc_info=original)
+        log.error("unexpected error", exc_info=error)
         return _response(500, StackError.title, detail_of(error))
     if error.status >= 500:
         log.warning("%s: %s", error.title, error, exc_info=error.__cause__)

@@ -172,18 +172,20 @@ def _cancel(chunks: Any) -> None:
 
 @contextlib.contextmanager
 def _stack_errors(model_id: str) -> Generator[None]:
-    """Errors of a handle as StackErrors: the replica's own, or that it is gone."""
+    """Errors of a handle as StackErrors: the replica's own, or that it is gone.
+
+    What the replica raised comes as an error that is one of its class and of Ray's, with the replica's whole
+    traceback for a text. Its `cause` is what was raised.
+    """
     try:
         yield
-    except StackError:
-        raise
     except BackPressureError:
         raise Overloaded(f"model {model_id!r} has too many requests waiting") from None
     except (DeploymentUnavailableError, RayActorError):
         raise NotReady(f"model {model_id!r} has lost its replica, which is being replaced") from None
     except TaskCancelledError:
         raise asyncio.CancelledError from None
-    except (RayError, RayServeException) as error:
+    except (StackError, RayError, RayServeException) as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, StackError):
             raise cause from None

@@ -10,8 +10,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from stack.api.errors import response_for
-from stack.errors import NotFound
 from stack.logs import configure_logging
 from tests.api.fake import FakeInference, complete, start
 from tests.api.test_inference import CHAT, chat
@@ -185,19 +183,6 @@ async def test_secrets_of_a_request_are_not_logged(
     assert "level=error" in log
     for secret in ("callers-own", "c00kie", "in-the-query", "private"):
         assert secret not in log
-
-
-def test_errors_that_ray_raises_again_are_unwrapped() -> None:
-    class RayTaskError(Exception):
-        """What Ray raises: its text is the remote traceback, the error itself is the cause."""
-
-        cause = NotFound("model", "x")
-
-    response = response_for(RayTaskError("Traceback: …"))
-    assert (response.status_code, json.loads(bytes(response.body))["detail"]) == (
-        404,
-        "model 'x' is not registered",
-    )
 
 
 async def test_bad_requests_leave_no_trace(client: httpx.AsyncClient, fake: FakeInference) -> None:

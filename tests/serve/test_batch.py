@@ -109,6 +109,7 @@ def test_a_file_in_the_terminal(
     rows = [{"content": "a" * (1 + n), "custom_id": f"row-{n}"} for n in range(50)]
     lines = [json.dumps(row) for row in rows]
     lines[7] = "not JSON"
+    lines[8] = json.dumps(rows[8] | {"content": "a" * 3000})
     lines[9] = json.dumps(rows[9] | {"sampling_params": {"strategy": {"type": "none"}}})
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     answers = tmp_path / "out.jsonl"
@@ -117,11 +118,16 @@ def test_a_file_in_the_terminal(
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0, shown.output
     assert "50 answers" in shown.output
-    assert "2 of them are errors" in shown.output
+    assert "3 of them are errors" in shown.output
     found = [json.loads(line) for line in answers.read_text().splitlines()]
     assert found[7]["error"]["detail"].startswith("line 8 is not JSON")
+    assert found[8]["error"] == {
+        "status": 400,
+        "title": "Context Too Long",
+        "detail": "the prompt has 3000 tokens, the model takes 2047",
+    }
     assert (found[9]["custom_id"], found[9]["error"]["status"]) == ("row-9", 400)
-    good = [number for number in range(50) if number not in (7, 9)]
+    good = [number for number in range(50) if number not in (7, 8, 9)]
     assert [found[number]["custom_id"] for number in good] == [f"row-{number}" for number in good]
     lengths = {number: prompt_tokens(found[number]["response"]) for number in good}
     assert lengths == {number: lengths[0] + number for number in good}
