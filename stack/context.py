@@ -102,7 +102,7 @@ async def open_stack(
         datasets = Datasets(settings, database, lance, files)
         async with (
             open_shields(settings, database, serving) as shields,
-            open_scoring(database, serving, datasets) as scoring,
+            open_scoring(database, serving, datasets, jobs, storage) as scoring,
             open_rag(settings, files, vector_dbs, vectors, serving) as rag,
             open_tools(settings, database, rag, Sandbox(settings)) as tools,
             open_agents(

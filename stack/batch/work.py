@@ -69,7 +69,7 @@ async def work(context: JobContext, source: Source, open_answer: Work) -> Done:
     Raises what may pass when it does not, after which the job is tried again.
     """
     job_id = context.job.id
-    async with _open_stores(context.settings) as stores:
+    async with open_stores(context.settings) as stores:
         parts = await source.parts(stores)
         results = Results(stores.storage, job_id)
         finished = await results.finished()
@@ -111,7 +111,7 @@ def error_of(error: StackError) -> Row:
 
 
 @asynccontextmanager
-async def _open_stores(settings: Settings) -> AsyncGenerator[Stores]:
+async def open_stores(settings: Settings) -> AsyncGenerator[Stores]:
     async with (
         open_storage(settings) as storage,
         open_lance(settings) as lance,
@@ -208,7 +208,7 @@ class Worker:
         self._parts = self._loop.run_until_complete(self._start(job_id, source, open_answer))
 
     async def _start(self, job_id: str, source: Source, open_answer: Work) -> _Parts:
-        stores = await self._open.enter_async_context(_open_stores(get_settings()))
+        stores = await self._open.enter_async_context(open_stores(get_settings()))
         answer = await self._open.enter_async_context(open_answer())
         return _Parts(job_id, source, answer, stores)
 

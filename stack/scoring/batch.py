@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -17,6 +17,7 @@ from stack.datasets.datasets import Datasets
 from stack.errors import NotFound
 from stack.schemas.common import JsonObject
 from stack.schemas.datasets import Dataset, DatasetPurpose, RegisterDatasetRequest, RowsDataSource
+from stack.scoring.functions import Plan
 from stack.scoring.scoreboard import Scoreboard
 from stack.scoring.scorer import ScoreRow
 from stack.store.database import Database
@@ -60,7 +61,7 @@ async def score_dataset(
     """
     dataset = await datasets.registry.get(dataset_id)
     results: dict[str, list[bytes]] = {plan.scoring_fn_id: [] for plan in board.plans}
-    saved = None if save_with is None else await asyncio.to_thread(_Saved, save_with)
+    saved = None if save_with is None else await asyncio.to_thread(SavedRows, save_with)
     try:
         async for page in datasets.batches(dataset_id, PAGE_ROWS):
             rows = with_aliases(page, dataset)
@@ -73,7 +74,7 @@ async def score_dataset(
                 await asyncio.to_thread(saved.write, page, scored)
         done = BatchResults(board.aggregated(), results)
         if saved is not None:
-            done.dataset_id = await saved.register(datasets, dataset, board)
+            done.dataset_id = await saved.register(datasets, dataset, board.plans)
         return done
     finally:
         if saved is not None:
@@ -86,7 +87,7 @@ def with_aliases(rows: Sequence[JsonObject], dataset: Dataset) -> list[JsonObjec
     return [{name: row[column] for column, name in aliases.items() if column in row} | row for row in rows]
 
 
-class _Saved:
+class SavedRows:
     """Scored rows on their way to a dataset: on disk, since nothing is registered before all are scored."""
 
     def __init__(self, database: Database) -> None:
@@ -94,7 +95,7 @@ class _Saved:
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._rows = 0
 
-    def write(self, page: Sequence[JsonObject], scored: dict[str, list[ScoreRow]]) -> None:
+    def write(self, page: Sequence[JsonObject], scored: Mapping[str, Sequence[ScoreRow]]) -> None:
         for number, row in enumerate(page):
             before = row.get("scores")
             scores = dict(before) if isinstance(before, dict) else {}
@@ -102,18 +103,18 @@ class _Saved:
             self._file.write(to_json(row | {"scores": scores}) + b"\n")
         self._rows += len(page)
 
-    async def register(self, datasets: Datasets, dataset: Dataset, board: Scoreboard) -> str:
+    async def register(self, datasets: Datasets, dataset: Dataset, scored_by: Sequence[Plan]) -> str:
         """Register the rows, in place of what an earlier call left under their id.
 
         It is the same for the same rows, functions and parameters.
         """
-        plans = [asdict(plan) for plan in board.plans]
+        plans = [asdict(plan) for plan in scored_by]
         said = [dataset.identifier, dataset.provider_resource_id, self._rows, plans]
         identifier = f"scores-{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]}"
         metadata: JsonObject = {
             "dataset_id": dataset.identifier,
             "rows": self._rows,
-            "scoring_functions": list(board.tallies),
+            "scoring_functions": [plan.scoring_fn_id for plan in scored_by],
         }
         # The same call may be made twice at a time. 256 names, since each may be a file.
         async with self._database.lock(f"scores-{identifier[-2:]}"):

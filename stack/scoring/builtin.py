@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ class BuiltIn:
     make: Callable[[Workers, list[str]], Scorer] | None
     """From its workers and its patterns. None: a judge, which also needs a model."""
     patterns: tuple[str, ...] = ()
+    direct: int = sys.maxsize
+    """Up to so many rows of a dataset are scored while the request waits; a job scores more."""
 
     @property
     def params(self) -> Params | None:
@@ -69,6 +72,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         ("accuracy",),
         lambda workers, patterns: RegexParser(workers, "stack.scoring.patterns:compare", patterns, 256),
         CHOICE_PATTERNS,
+        direct=500_000,
     ),
     "basic::regex_parser_math_response": BuiltIn(
         "1 if the final answer equals the expected one as mathematics, else 0",
@@ -76,6 +80,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         ("accuracy",),
         lambda workers, patterns: RegexParser(workers, "stack.scoring.mathematics:compare", patterns, 16),
         MATH_PATTERNS,
+        direct=10_000,
     ),
     "basic::bfcl": BuiltIn(
         "1 if the function calls are those of the ground truth by the rules of BFCL, else 0",
@@ -85,6 +90,7 @@ BUILT_IN: dict[str, BuiltIn] = {
             workers, "stack.scoring.bfcl:score", ("generated_answer",),
             ("language", "function", "ground_truth", "test_category", "id"),
         ),
+        direct=10_000,
     ),
     "basic::ifeval": BuiltIn(
         "The share of a prompt's verifiable instructions that the answer follows, as in IFEval",
@@ -93,6 +99,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         lambda workers, patterns: ChildScorer(
             workers, "stack.scoring.ifeval:score", ("generated_answer", "instruction_id_list", "kwargs"), ()
         ),
+        direct=10_000,
     ),
     "basic::docvqa": BuiltIn(
         "1 if the answer is one of the expected ones but for case, articles and punctuation, else 0",
@@ -105,6 +112,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         "llm_as_judge",
         (),
         None,
+        direct=200,
     ),
 }  # fmt: skip
 

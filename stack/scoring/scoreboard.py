@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stack.schemas.common import JsonObject
+from stack.scoring.builtin import BUILT_IN
 from stack.scoring.functions import Plan
 from stack.scoring.scorer import Scorer, ScoreRow, check_columns
 from stack.scoring.tally import Tally
@@ -17,6 +18,11 @@ class Scoreboard:
         self.plans = tuple(scorers)
         self.tallies = {plan.scoring_fn_id: Tally() for plan in scorers}
         self._scorers = scorers
+
+    @property
+    def direct(self) -> int:
+        """Up to so many rows of a dataset are scored while a request waits."""
+        return min(BUILT_IN[plan.built_in].direct for plan in self.plans)
 
     def check(self, rows: Sequence[JsonObject]) -> None:
         """Raises BadRequest if a column that some function reads is in none of the rows."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
@@ -11,10 +12,13 @@ from fastapi import FastAPI
 from llama_stack_client import AsyncLlamaStackClient, BadRequestError, NotFoundError
 
 from stack.app import create_app
+from stack.batch import shared
 from stack.context import Stack, open_stack
 from stack.engine.base import Priority
+from stack.jobs.context import JobContext
 from stack.schemas.scoring_functions import NumberType, RegisterScoringFunctionRequest
 from stack.scoring.builtin import BUILT_IN
+from stack.scoring.job import DatasetScoring, run, scoring_rows
 from stack.settings import Settings
 from tests.scoring.judges import PromptJudge
 from tests.store.examples import model
@@ -367,6 +371,58 @@ async def test_a_large_dataset_is_scored_in_little_time(client: httpx.AsyncClien
     result = answer.json()["results"]["basic::subset_of"]
     assert len(result["score_rows"]) == 50_000
     assert result["aggregated_results"]["accuracy"]["num_correct"] == 50_000
+
+
+async def test_a_large_dataset_is_judged_by_a_job(
+    client: httpx.AsyncClient, stack: Stack, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same call waits for the same job; its dataset is as one that a request saves."""
+    monkeypatch.setattr(shared, "WAIT_S", 0.2)
+    rows = [{"question": f"q{n}", "answer": "a", "generated_answer": "a" * (n % 50)} for n in range(600)]
+    rows[7].pop("generated_answer")
+    await register_rows(client, "d", rows)
+    functions = {"llm-as-judge::base": JUDGE | {"aggregation_functions": ["average"]}}
+    answer = await score_batch(client, "d", functions, save=True)
+    assert answer.status_code == 503, answer.text
+    (waiting,) = await stack.jobs.list(kind="score")
+    assert f"`stack jobs show {waiting.id} --follow`" in answer.json()["detail"]
+
+    async def work(job_id: str) -> None:
+        lease = await stack.jobs.claim(job_id, "test")
+        asked = DatasetScoring.model_validate((await stack.jobs.get(job_id)).request)
+        context = JobContext(settings, stack.database, lease)
+        result = await run(context, stack, lambda: scoring_rows(lambda: nullcontext(stack), asked))
+        await stack.jobs.finish(lease, result)
+
+    await work(waiting.id)
+    answer = await score_batch(client, "d", functions, save=True)
+    assert answer.status_code == 200, answer.text
+    result = answer.json()["results"]["llm-as-judge::base"]
+    scores = [each["score"] for each in result["score_rows"]]
+    assert scores == [None if n == 7 else n % 50 for n in range(600)]
+    assert "generated_answer" in result["score_rows"][7]["error"]
+    average = sum(filter(None, scores)) / 599
+    assert result["aggregated_results"]["average"] == {
+        "average": pytest.approx(average),
+        "num_unscored": 1,
+    }
+    dataset_id = answer.json()["dataset_id"]
+    saved = await read_rows(client, dataset_id)
+    assert [{**each, "scores": None} for each in saved] == [{**each, "scores": None} for each in rows]
+    assert [each["scores"]["llm-as-judge::base"] for each in saved] == result["score_rows"]
+    # Without its dataset it is scored anew, and so are other rows.
+    await stack.datasets.delete(dataset_id)
+    assert (await score_batch(client, "d", functions, save=True)).status_code == 503
+    await stack.datasets.append("d", rows[:1])
+    assert (await score_batch(client, "d", functions)).status_code == 503
+    assert len(await stack.jobs.list(kind="score")) == 3
+
+
+async def test_a_large_dataset_without_the_columns(client: httpx.AsyncClient, stack: Stack) -> None:
+    await register_rows(client, "d", [{"question": "q", "answer": "a"}] * 300)
+    answer = await score_batch(client, "d", {"llm-as-judge::base": JUDGE})
+    assert (answer.status_code, "no row has generated_answer" in answer.json()["detail"]) == (400, True)
+    assert await stack.jobs.list(kind="score") == []
 
 
 async def test_datasets_that_cannot_be_scored(client: httpx.AsyncClient) -> None:

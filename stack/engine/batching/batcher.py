@@ -5,8 +5,9 @@ sampling step. The event loops only enqueue and receive.
 
 Priorities: waiting interactive requests are admitted before batch ones. When every slot is taken, an
 interactive request takes the slot of the batch request with the fewest tokens, which goes back to the head
-of its queue and later goes on where it was, its tokens computed again. So batch work may fill the machine,
-interactive requests never wait for it longer than a step, and no slot has to stay empty for them.
+of its queue and later goes on where it was, its tokens computed again. Until an interactive request has
+its first token, batch ones stand still. So batch work may fill the machine, interactive requests never wait
+for it longer than a step, and no slot has to stay empty for them.
 """
 
 from __future__ import annotations
@@ -149,16 +150,16 @@ class Batcher:
             self._make_calls()
             started = time.perf_counter()
             try:
-                prompt_tokens = self._step()
+                step = self._step()
             except Exception as error:  # outside of any one batch: all that is live shares the failure
                 self._fail(list(self._live), error)
-                prompt_tokens = None
+                step = None
             if self._deliveries:
                 self._hand_over()
-            if prompt_tokens is not None:
+            if step is not None:
                 seconds = time.perf_counter() - started
-                self._pace.observe(seconds, prompt_tokens)
-                self._report(seconds, prompt_tokens)
+                self._pace.observe(seconds, *step)
+                self._report(seconds, step[0])
         with self._changed:
             rest = [*self._live, *self._waiting.clear()]
         for request in rest:
@@ -186,8 +187,9 @@ class Batcher:
             idle = not self._live and not self._waiting
             return self._deadline is None or (not idle and time.monotonic() < self._deadline)
 
-    def _step(self) -> int | None:
-        """One step for all. Returns the number of prompt tokens in it; None when there was nothing to do."""
+    def _step(self) -> tuple[int, int] | None:
+        """One step for all. Returns how many prompt tokens it had, and how many rows that wrote a token;
+        None when there was nothing to do."""
         for request in [request for request in self._live if request.cancelled]:
             self._leave(request)
         self._admit()
@@ -195,7 +197,7 @@ class Batcher:
         for batch in batches:
             self._compute(batch)
         sizes = [len(segment.tokens) for batch in batches for _, segment in batch]
-        return sum(size for size in sizes if size > 1) if sizes else None
+        return (sum(size for size in sizes if size > 1), sizes.count(1)) if sizes else None
 
     def _admit(self) -> None:
         while True:
@@ -233,13 +235,19 @@ class Batcher:
         self._meter.count(metrics.PREEMPTIONS)
 
     def _plan(self) -> list[Batch]:
-        """What to compute now: one pass for all, and one for each prompt with media."""
+        """What to compute now: one pass for all, and one for each prompt with media.
+
+        Batch requests stand still while an interactive one waits for its first token.
+        """
         together: Batch = []
         alone: list[Batch] = []
         prompts: list[tuple[Request, Slot]] = []
+        urgent = any(_is_urgent(request) for request in self._live)
         for request in self._live:
             slot = request.slot
             assert slot is not None
+            if urgent and slot.priority is Priority.BATCH:
+                continue
             if slot.started and slot.remaining == 1:
                 together.append((request, request.segment(slot, 1)))
             elif request.media is not None and slot.computed == 0:
@@ -248,7 +256,7 @@ class Batcher:
             elif slot.started or self._start(slot):
                 prompts.append((request, slot))
         prompts.sort(key=lambda prompt: prompt[1].priority)
-        shares = share([slot.remaining for _, slot in prompts], self._pace.budget)
+        shares = share([slot.remaining for _, slot in prompts], self._pace.budget(len(together)))
         together += [
             (request, request.segment(slot, size))
             for (request, slot), size in zip(prompts, shares, strict=True)
@@ -361,6 +369,10 @@ class Batcher:
         self._meter.observe(metrics.STEP_SECONDS, seconds)
         if prompt_tokens:
             self._meter.count(metrics.PREFILL_TOKENS, prompt_tokens)
+
+
+def _is_urgent(request: Request) -> bool:
+    return request.generation.priority is Priority.INTERACTIVE and request.first_token is None
 
 
 def _step_error(error: Exception) -> StackError:

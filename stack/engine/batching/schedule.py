@@ -10,7 +10,9 @@ from stack.engine.base import Priority
 
 T = TypeVar("T")
 
-STEP_S = 0.2  # aim for a step that computes prompts while others stream: their tokens come at least so often
+STEP_S = (
+    0.2  # aim for a step with prompts: others' tokens come so often, and a new prompt waits so long
+)
 MIN_BUDGET, MAX_BUDGET = 32, 8192
 SMALLEST_SHARE = 64
 
@@ -68,27 +70,37 @@ def share(remaining: Sequence[int], budget: int) -> list[int]:
 
 
 class Pace:
-    """The budget of prompt tokens for a step, from how long steps took: about STEP_S on any machine."""
+    """The budget of prompt tokens for a step, from how long steps took: about STEP_S in all on any machine.
+
+    Where rows that write take nearly as long or longer, prompts still get half of STEP_S.
+    """
 
     def __init__(self, fixed: int | None = None) -> None:
         self._fixed = fixed
         self._token_s: float | None = None
-        self._decode_s = 0.0
+        self._writing_s: dict[int, float] = {}  # of a step without prompts, by the bits of its number of rows
 
-    @property
-    def budget(self) -> int:
+    def budget(self, rows: int) -> int:
+        """For a step in which so many rows write a token."""
         if self._fixed is not None:
             return self._fixed
         if self._token_s is None:
             return 256
-        return int(min(max(STEP_S / self._token_s, MIN_BUDGET), MAX_BUDGET))
+        seconds = max(STEP_S - self._writing(rows), STEP_S / 2)
+        return int(min(max(seconds / self._token_s, MIN_BUDGET), MAX_BUDGET))
 
-    def observe(self, seconds: float, prompt_tokens: int) -> None:
+    def observe(self, seconds: float, prompt_tokens: int, rows: int) -> None:
         """A step has taken so long; moving averages forget half after two or three steps."""
         if prompt_tokens == 0:
-            self._decode_s += 0.25 * (seconds - self._decode_s)
+            before = self._writing_s.get(rows.bit_length(), seconds)
+            self._writing_s[rows.bit_length()] = before + 0.25 * (seconds - before)
         elif prompt_tokens >= MIN_BUDGET // 2:
-            token_s = max(seconds - self._decode_s, 1e-6) / prompt_tokens
+            token_s = max(seconds - self._writing(rows), 1e-6) / prompt_tokens
             self._token_s = (
                 token_s if self._token_s is None else self._token_s + 0.25 * (token_s - self._token_s)
             )
+
+    def _writing(self, rows: int) -> float:
+        """Seconds that so many rows take; those of fewer rows when it is not known."""
+        known = [bits for bits in self._writing_s if bits <= rows.bit_length()]
+        return self._writing_s[max(known)] if rows and known else 0.0

@@ -6,9 +6,7 @@ import asyncio
 import random
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import torch
@@ -16,63 +14,9 @@ from torch import Tensor
 
 from stack.engine import metrics
 from stack.engine.base import FinishReason, Generation, Output, Priority, Sampling, Segment
-from stack.engine.batching.batcher import Batcher
 from stack.errors import BadRequest, ContextTooLong, NotReady, Overloaded, StackError
+from tests.engine.batching.asking import CountingMeter, Make, collect, prompt_of, until
 from tests.engine.toy import END, VOCABULARY, ToyRunner, greedy, toy_tokenizer
-
-
-class CountingMeter:
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.gauges: dict[str, float] = {}
-        self.observed: dict[str, list[float]] = {}
-
-    def count(self, name: str, value: float = 1.0) -> None:
-        self.counts[name] += value  # type: ignore[assignment]  # Counter takes floats, its stub does not
-
-    def gauge(self, name: str, value: float) -> None:
-        self.gauges[name] = value
-
-    def observe(self, name: str, value: float) -> None:
-        self.observed.setdefault(name, []).append(value)
-
-
-Make = Callable[..., Batcher]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Batcher] = []
-
-    def make(runner: ToyRunner, **options: Any) -> Batcher:
-        made.append(Batcher(runner, toy_tokenizer(), **{"end_tokens": [END], **options}))
-        return made[-1]
-
-    yield make
-    for batcher in made:
-        batcher.close()
-
-
-async def collect(batcher: Batcher, generation: Generation) -> Output:
-    whole = Output()
-    async for output in batcher.generate(generation):
-        assert whole.finish is None
-        whole.text += output.text
-        whole.token_ids += output.token_ids
-        whole.logprobs += output.logprobs
-        whole.finish = output.finish
-    assert whole.finish is not None
-    return whole
-
-
-def prompt_of(size: int, seed: int = 0) -> list[int]:
-    return random.Random(seed).choices(range(VOCABULARY - 2), k=size)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # the condition changes in a thread
-            await asyncio.sleep(0.001)
 
 
 async def test_one_request(make: Make) -> None:
@@ -259,28 +203,6 @@ async def test_overload(make: Make) -> None:
         await collect(batcher, Generation(prompt_of(3), max_tokens=1))
 
 
-async def test_batch_requests_leave_room_in_the_queue(make: Make) -> None:
-    runner = ToyRunner(2)
-    runner.go.clear()
-    batcher = make(runner, max_queue=4)
-
-    def ask(priority: Priority) -> asyncio.Task[Output]:
-        generation = Generation(prompt_of(3), max_tokens=2, priority=priority)
-        return asyncio.create_task(collect(batcher, generation))
-
-    tasks = [ask(Priority.BATCH) for _ in range(4)]
-    await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="4 requests"):
-        await ask(Priority.BATCH)
-    tasks += [ask(Priority.INTERACTIVE) for _ in range(2)]
-    await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="6 requests"):
-        await ask(Priority.INTERACTIVE)
-    runner.go.set()
-    for output in await asyncio.gather(*tasks):
-        assert output.token_ids == greedy(prompt_of(3), 2)
-
-
 async def test_cancelling_frees_the_slot_within_a_step(make: Make) -> None:
     """While it queues, while its prompt is computed, while it decodes; and a place in the queue at once."""
     runner = ToyRunner(1, context_length=4096)
@@ -349,26 +271,6 @@ async def test_prompts_are_computed_in_chunks_while_others_stream(make: Make) ->
     assert all(80 <= sum(len(s.tokens) for s in step if s.slot not in slots) <= 100 for step in steps)
     # The short prompt is done at once although the long one came before it.
     assert any(list(s.tokens) == short for step in steps[:2] for s in step)
-
-
-async def test_interactive_requests_are_admitted_first_and_take_batch_slots(make: Make) -> None:
-    runner, meter = ToyRunner(2, context_length=4096, step_s=0.001), CountingMeter()
-    batcher = make(runner, meter=meter)
-    order: list[str] = []
-
-    async def run(name: str, priority: Priority, tokens: int, seed: int) -> None:
-        prompt = prompt_of(6, seed)
-        output = await collect(batcher, Generation(prompt, max_tokens=tokens, priority=priority))
-        assert output.token_ids == greedy(prompt, tokens)
-        order.append(name)
-
-    batch = [asyncio.create_task(run(f"batch {i}", Priority.BATCH, 150, i)) for i in range(3)]
-    await until(lambda: len(runner.steps) > 5)
-    chats = [asyncio.create_task(run(f"chat {i}", Priority.INTERACTIVE, 20, 10 + i)) for i in range(3)]
-    await asyncio.gather(*chats)
-    assert set(order) == {"chat 0", "chat 1", "chat 2"}
-    await asyncio.gather(*batch)
-    assert meter.counts[metrics.PREEMPTIONS] == 2
 
 
 async def test_a_failed_step_fails_its_requests_only(make: Make) -> None:

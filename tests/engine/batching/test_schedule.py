@@ -56,13 +56,16 @@ def test_the_budget_follows_the_machine() -> None:
     for seconds_per_token in (1e-4, 1e-3):
         pace = Pace()
         for _ in range(30):
-            pace.observe(0.05, 0)
-            pace.observe(0.05 + pace.budget * seconds_per_token, pace.budget)
-        assert pace.budget == pytest.approx(STEP_S / seconds_per_token, rel=0.1)
+            pace.observe(0.05, 0, 3)
+            pace.observe(0.15, 0, 20)
+            pace.observe(0.05 + pace.budget(2) * seconds_per_token, pace.budget(2), 2)
+            pace.observe(0.15 + pace.budget(20) * seconds_per_token, pace.budget(20), 20)
+        for rows, seconds in ((0, STEP_S), (2, STEP_S - 0.05), (8, STEP_S - 0.05), (20, STEP_S / 2)):
+            assert pace.budget(rows) == pytest.approx(seconds / seconds_per_token, rel=0.1)
     slow, fast = Pace(), Pace()
     for _ in range(50):
-        slow.observe(10.0, MIN_BUDGET)
-        fast.observe(1e-6, 1000)
-    assert slow.budget == MIN_BUDGET
-    assert fast.budget == MAX_BUDGET
-    assert Pace(77).budget == 77
+        slow.observe(10.0, MIN_BUDGET, 0)
+        fast.observe(1e-6, 1000, 0)
+    assert slow.budget(0) == MIN_BUDGET
+    assert fast.budget(0) == MAX_BUDGET
+    assert Pace(77).budget(5) == 77

@@ -1,0 +1,78 @@
+"""Batch work gives way to interactive requests: in the queue, in the slots, and in the steps."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from stack.engine import metrics
+from stack.engine.base import Generation, Output, Priority
+from stack.errors import Overloaded
+from tests.engine.batching.asking import CountingMeter, Make, collect, prompt_of, until
+from tests.engine.toy import ToyRunner, greedy
+
+
+async def test_batch_requests_leave_room_in_the_queue(make: Make) -> None:
+    runner = ToyRunner(2)
+    runner.go.clear()
+    batcher = make(runner, max_queue=4)
+
+    def ask(priority: Priority) -> asyncio.Task[Output]:
+        generation = Generation(prompt_of(3), max_tokens=2, priority=priority)
+        return asyncio.create_task(collect(batcher, generation))
+
+    tasks = [ask(Priority.BATCH) for _ in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="4 requests"):
+        await ask(Priority.BATCH)
+    tasks += [ask(Priority.INTERACTIVE) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="6 requests"):
+        await ask(Priority.INTERACTIVE)
+    runner.go.set()
+    for output in await asyncio.gather(*tasks):
+        assert output.token_ids == greedy(prompt_of(3), 2)
+
+
+async def test_interactive_requests_are_admitted_first_and_take_batch_slots(make: Make) -> None:
+    runner, meter = ToyRunner(2, context_length=4096, step_s=0.001), CountingMeter()
+    batcher = make(runner, meter=meter)
+    order: list[str] = []
+
+    async def run(name: str, priority: Priority, tokens: int, seed: int) -> None:
+        prompt = prompt_of(6, seed)
+        output = await collect(batcher, Generation(prompt, max_tokens=tokens, priority=priority))
+        assert output.token_ids == greedy(prompt, tokens)
+        order.append(name)
+
+    batch = [asyncio.create_task(run(f"batch {i}", Priority.BATCH, 150, i)) for i in range(3)]
+    await until(lambda: len(runner.steps) > 5)
+    chats = [asyncio.create_task(run(f"chat {i}", Priority.INTERACTIVE, 20, 10 + i)) for i in range(3)]
+    await asyncio.gather(*chats)
+    assert set(order) == {"chat 0", "chat 1", "chat 2"}
+    await asyncio.gather(*batch)
+    assert meter.counts[metrics.PREEMPTIONS] == 2
+
+
+async def test_batch_requests_stand_still_until_a_first_token(make: Make) -> None:
+    """Those that write and those whose prompts are computed; then all go on together."""
+    runner = ToyRunner(4, context_length=4096)
+    batcher = make(runner, prefill_budget=100)
+    background = [Generation(prompt_of(20, n), max_tokens=40, priority=Priority.BATCH) for n in range(2)]
+    background.append(Generation(prompt_of(900, 2), max_tokens=3, priority=Priority.BATCH))
+    tasks = [asyncio.create_task(collect(batcher, each)) for each in background]
+    await until(lambda: len(runner.steps) > 2)
+    runner.go.clear()
+    chat = Generation(prompt_of(450, 3), max_tokens=10)
+    asked = asyncio.create_task(collect(batcher, chat))
+    await asyncio.sleep(0)
+    runner.go.set()
+    assert (await asked).token_ids == greedy(list(chat.prompt), 10)
+    for task, generation in zip(tasks, background, strict=True):
+        assert (await task).token_ids == greedy(list(generation.prompt), generation.max_tokens)
+    first = next(i for i, step in enumerate(runner.steps) if list(step[0].tokens) == chat.prompt[:100])
+    slot = runner.steps[first][0].slot
+    steps = [{segment.slot for segment in segments} for segments in runner.steps[first:]]
+    assert steps[:5] == [{slot}] * 5  # 450 tokens, 100 at a time
+    assert all({slot} < slots for slots in steps[5:14])
