@@ -9,7 +9,8 @@ from pydantic import JsonValue, SecretStr
 
 from stack.models.args import ModelArgs
 from stack.safety.providers import PROVIDERS as SHIELD_PROVIDERS
-from stack.scoring.judge import CONCURRENCY, MAX_TOKENS
+from stack.scoring.judge import MAX_TOKENS
+from stack.scoring.model_scorer import CONCURRENCY
 from stack.settings import Settings
 from stack.vector.params import QueryParams
 

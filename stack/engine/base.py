@@ -171,7 +171,10 @@ class Runner(Protocol):
 
 
 Probabilities = dict[str, float]
-"""A classifier's labels and how likely each is; they sum to 1."""
+"""A classifier's labels and how likely each is; they sum to 1. Of a reward model, its label and reward."""
+
+Dialog = list[dict[str, str]]
+"""Messages with `role` and `content`."""
 
 
 class Inference(Protocol):
@@ -200,10 +203,11 @@ class Inference(Protocol):
     async def token_spans(self, texts: Sequence[str]) -> list[Spans]:
         """Where the embedding model's tokens stand in each text, without special tokens."""
 
-    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+    async def classify(self, texts: Sequence[str | Dialog]) -> list[list[Probabilities]]:
         """For each text its labels' probabilities in each of its windows; only classifiers answer.
 
-        A text longer than the model reads is read in overlapping windows. Raises BadRequest for other models.
+        A text longer than the model reads is read in overlapping windows; a dialog, put as the model's chat
+        template says, must fit. Raises BadRequest for other models.
         """
 
     async def describe(self) -> dict[str, Any]:
@@ -221,7 +225,7 @@ class LocalModel(Protocol):
         self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]: ...
 
-    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]: ...
+    async def classify(self, texts: Sequence[str | Dialog]) -> list[list[Probabilities]]: ...
 
     async def describe(self) -> dict[str, Any]: ...
 

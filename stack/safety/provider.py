@@ -85,6 +85,10 @@ async def check_model(serving: Serving, shield: Shield, classifier: bool) -> Non
         raise BadRequest(
             f"model {model_id!r} generates text and does not classify: its provider is llama-guard"
         )
+    if classifier and len(described.get("labels", ("", ""))) < 2:
+        raise BadRequest(
+            f"model {model_id!r} has one output, so it ranks texts: prompt-guard needs one with labels"
+        )
     if not classifier and "labels" in described:
         raise BadRequest(
             f"model {model_id!r} is a classifier, which writes no text: its provider is prompt-guard"

@@ -27,6 +27,7 @@ from stack.scoring.builtin import (
     resource_id,
 )
 from stack.scoring.judge import DEFAULT_PATTERNS, DEFAULT_TEMPLATE, MAX_TEMPLATE_CHARS, Judge
+from stack.scoring.reward import Reward
 from stack.scoring.scorer import Scorer
 from stack.scoring.template import Template
 from stack.scoring.workers import Workers
@@ -110,7 +111,15 @@ class ScoringFunctions:
         if make is not None:
             return make(self._workers, [*plan.patterns])
         model = await self._serving(plan.judge_model, "llm", provider_data)
-        registered, _ = await self._serving.find(plan.judge_model)
+        registered, status = await self._serving.find(plan.judge_model)
+        labels = status.description.get("labels", ()) if status else ()
+        if len(labels) > 1:
+            raise BadRequest(
+                f"model {plan.judge_model!r} is a classifier with the labels {', '.join(labels)}; a judge "
+                "writes text, or is a reward model with one output"
+            )
+        if labels:
+            return Reward(model, priority)
         constrained = registered.provider_id != "openai"  # endpoints differ in what they know of grammars
         return Judge(
             self._workers,

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from collections.abc import Sequence
 
-from stack.batch.rolling import PATIENCE_S, patiently
 from stack.engine.base import Inference, Priority
 from stack.engine.fold import fold_chat_completion
-from stack.errors import TRANSIENT, BadRequest, StackError
+from stack.errors import BadRequest
 from stack.schemas.common import JsonObject
 from stack.schemas.content import TextContentItem
 from stack.schemas.inference import ChatCompletionRequest
 from stack.schemas.messages import UserMessage
 from stack.schemas.sampling import GrammarResponseFormat, GreedySamplingStrategy, SamplingParams
-from stack.scoring.scorer import Scorer, ScoreRow, unscored
+from stack.scoring.model_scorer import ModelScorer
+from stack.scoring.scorer import ScoreRow, unscored
 from stack.scoring.template import Template
 from stack.scoring.workers import Patience, Workers
 
-CONCURRENCY = 32  # calls of the model by one scorer at a time
-SHORT_PATIENCE_S = 5.0  # with a model that is overloaded or being replaced, of who waits for an answer
 MAX_TOKENS = 1024  # of a judge's answer, reasoning included
 MAX_TEMPLATE_CHARS = 100_000
 
@@ -41,7 +38,7 @@ _SAMPLING = SamplingParams(strategy=GreedySamplingStrategy(), max_tokens=MAX_TOK
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")
 
 
-class Judge(Scorer):
+class Judge(ModelScorer):
     """`grammar` is a regular expression that constrains what is written; None: the model writes freely.
 
     `as_text`: a score stays the text that was found, also when it is a number.
@@ -58,37 +55,21 @@ class Judge(Scorer):
         as_text: bool = False,
         priority: Priority = Priority.INTERACTIVE,
     ) -> None:
+        super().__init__(priority)
         self.columns = template.columns
         self._workers, self._model_id, self._model = workers, model_id, model
-        self._template, self._patterns = template, list(patterns)
-        self._as_text, self._priority = as_text, priority
+        self._template, self._patterns, self._as_text = template, list(patterns), as_text
         self._format: GrammarResponseFormat | None = None
         if grammar is not None:
             self._format = GrammarResponseFormat(bnf={"grammar": grammar, "syntax": "regex"})
-        self._patience, self._free = Patience(), asyncio.Semaphore(CONCURRENCY)
-        self._away = False
+        self._patience = Patience()
 
     async def score_rows(self, rows: Sequence[JsonObject]) -> list[ScoreRow]:
         """Each row has `judge_feedback`, all that the judge wrote."""
-        scored: list[ScoreRow] = [{}] * len(rows)
-        answers: dict[int, str] = {}
-        todo = iter(enumerate(rows))
-
-        async def work() -> None:
-            for index, row in todo:
-                try:
-                    answers[index] = await self._ask(self._template.render(row))
-                except ValueError as error:
-                    scored[index] = unscored(str(error))
-                except StackError as error:
-                    scored[index] = unscored(f"the judge gave no answer: {error}")
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(CONCURRENCY, len(rows))):
-                group.create_task(work())
-        for index, row in zip(answers, await self._read(list(answers.values())), strict=True):
-            scored[index] = row
-        return scored
+        found = await self.ask_all(rows, lambda row: self._call(self._template.render(row)))
+        written = [answer for answer in found if isinstance(answer, str)]
+        read = iter(await self._read(written))
+        return [next(read) if isinstance(answer, str) else answer for answer in found]
 
     async def _read(self, answers: list[str]) -> list[ScoreRow]:
         found = await self._workers.map(
@@ -106,15 +87,6 @@ class Judge(Scorer):
             return found
         return {"score": found if self._as_text else _number(found)}
 
-    async def _ask(self, prompt: str) -> str:
-        """Once the model was waited for in vain, the other rows do not wait so long again."""
-        long = self._priority is Priority.BATCH and not self._away
-        try:
-            return await patiently(lambda: self._call(prompt), PATIENCE_S if long else SHORT_PATIENCE_S)
-        except TRANSIENT:
-            self._away = True
-            raise
-
     async def _call(self, prompt: str) -> str:
         used = self._format
         request = ChatCompletionRequest(
@@ -124,8 +96,7 @@ class Judge(Scorer):
             response_format=used,
         )
         try:
-            async with self._free:
-                answer = await fold_chat_completion(self._model.chat_completion(request, self._priority))
+            answer = await fold_chat_completion(self._model.chat_completion(request, self.priority))
         except BadRequest as error:
             # The model may know the grammar less well than the check did: then it writes freely.
             if used is None or type(error) is not BadRequest:

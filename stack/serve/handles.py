@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from stack.engine.base import Adapter, Priority, Probabilities
+from stack.engine.base import Adapter, Dialog, Priority, Probabilities
 from stack.engine.embedding.vectors import Spans, Vectors, response_of, slices, text_slices
 from stack.errors import NotReady, Overloaded, StackError
 from stack.models.names import MODEL_DEPLOYMENT, app_name
@@ -112,7 +112,7 @@ class ReplicaInference:
         parts = await self._all(("token_spans", part) for part in text_slices(texts))
         return [spans for part in parts for spans in part]
 
-    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+    async def classify(self, texts: Sequence[str | Dialog]) -> list[list[Probabilities]]:
         (found,) = await self._all([("classify", list(texts))])
         answer: list[list[Probabilities]] = found
         return answer

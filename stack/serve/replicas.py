@@ -20,7 +20,7 @@ from stack.serve.meter import ServeMeter
 
 if TYPE_CHECKING:
     from stack.engine.adapters.loaded import Adapters
-    from stack.engine.base import Adapter, LocalModel, Priority, Probabilities
+    from stack.engine.base import Adapter, Dialog, LocalModel, Priority, Probabilities
     from stack.engine.embedding.model import EmbeddingModel
     from stack.engine.embedding.vectors import Spans, Vectors
     from stack.engine.text.model import TextModel
@@ -99,7 +99,7 @@ class Model:
         """Only embedding models are asked."""
         return await cast("EmbeddingModel", self._inference).token_spans(texts)
 
-    async def classify(self, texts: list[str]) -> list[list[Probabilities]]:
+    async def classify(self, texts: list[str | Dialog]) -> list[list[Probabilities]]:
         return await self._inference.classify(texts)
 
     async def describe(self) -> dict[str, Any]:

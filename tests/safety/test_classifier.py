@@ -157,7 +157,6 @@ async def test_other_architectures(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id2label": {"0": "score"}, "label2id": {"score": 0}}, "one output, so it ranks texts"),
         ({"problem_type": "multi_label_classification"}, "several labels at once"),
     ],
 )

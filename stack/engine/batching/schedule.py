@@ -10,9 +10,7 @@ from stack.engine.base import Priority
 
 T = TypeVar("T")
 
-STEP_S = (
-    0.2  # aim for a step with prompts: others' tokens come so often, and a new prompt waits so long
-)
+STEP_S = 0.2  # aim for a step with prompts: others' tokens come so often, and a new prompt waits so long
 MIN_BUDGET, MAX_BUDGET = 32, 8192
 SMALLEST_SHARE = 64
 

@@ -1,15 +1,17 @@
-"""Classifier: a sequence-classification model, such as Prompt Guard, in this process.
+"""Classifier: a sequence-classification model, such as Prompt Guard or a reward model, in this process.
 
-A text longer than the model reads becomes windows, each overlapping the one before it, so that what stands
-at a border is seen whole. All windows of a long text have the same length: a batch needs no padding.
+A model with one output is a reward model: the output itself is what it thinks of a text. A text longer than
+the model reads becomes windows, each overlapping the one before it, so that what stands at a border is seen
+whole. All windows of a long text have the same length: a batch needs no padding.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 
-from stack.engine.base import Priority, Probabilities
+from stack.engine.base import Dialog, Priority, Probabilities
 from stack.engine.embedding.tokens import TextTokens
 from stack.engine.runners.loading import load_config, pick_device, pick_dtype, told
-from stack.errors import BadRequest, Overloaded, StackError
+from stack.errors import BadRequest, ContextTooLong, Overloaded, StackError
 from stack.models.args import ModelArgs
 
 if TYPE_CHECKING:
@@ -42,9 +44,17 @@ _CHARS_PER_TOKEN = 16  # more than any text has on average
 class Classifier:
     """Its methods belong to one event loop; computing does not. Batches of several calls take turns."""
 
-    def __init__(self, args: ModelArgs, model: Any, tokens: TextTokens, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        args: ModelArgs,
+        model: Any,
+        tokens: TextTokens,
+        labels: Sequence[str],
+        template: Callable[[Dialog], str] | None = None,
+    ) -> None:
+        """`template` puts a dialog as a text; None: a question and its answer are a pair of texts."""
         self.model_id = args.model_id
-        self._model, self._tokens, self._labels = model, tokens, labels
+        self._model, self._tokens, self._labels, self._template = model, tokens, labels, template
         self._limit = args.max_batch + args.max_queue
         self._calls = 0
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
@@ -52,9 +62,9 @@ class Classifier:
             1, "classify", initializer=torch.set_num_threads, initargs=(args.thread_count,)
         )
 
-    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+    async def classify(self, texts: Sequence[str | Dialog]) -> list[list[Probabilities]]:
         """Raises BadRequest for texts that are too long, and Overloaded."""
-        _check_length(sum(map(len, texts)) // _CHARS_PER_TOKEN)
+        _check_length(sum(map(_characters, texts)) // _CHARS_PER_TOKEN)
         loop = asyncio.get_running_loop()
         with self._admitted():
             owners, rows = await loop.run_in_executor(self._tokenizing, self._windows, texts)
@@ -98,17 +108,32 @@ class Classifier:
         finally:
             self._calls -= 1
 
-    def _windows(self, texts: Sequence[str]) -> tuple[list[int], list[Ids]]:
+    def _windows(self, texts: Sequence[str | Dialog]) -> tuple[list[int], list[Ids]]:
         """Token ids of all windows, and the number of the text that each belongs to."""
-        ids = self._tokens.ids(texts)
+        ids = self._tokens.ids([text if isinstance(text, str) else "" for text in texts])
         _check_length(sum(map(len, ids)))
         owners, rows = [], []
-        for number, content in enumerate(ids):
+        for number, (text, content) in enumerate(zip(texts, ids, strict=True)):
+            if not isinstance(text, str):
+                owners.append(number)
+                rows.append(self._dialog(text))
+                continue
             for start in window_starts(len(content), self._tokens.room):
                 window = content[start : start + self._tokens.room]
                 owners.append(number)
                 rows.append(np.array([*self._tokens.prefix, *window, *self._tokens.suffix], np.int32))
         return owners, rows
+
+    def _dialog(self, dialog: Dialog) -> Ids:
+        tokenizer = self._tokens.tokenizer
+        if self._template is not None:
+            ids = tokenizer.encode(self._template(dialog), add_special_tokens=False).ids
+        else:
+            *asked, answer = (message["content"] for message in dialog)
+            ids = tokenizer.encode("\n".join(asked), answer).ids
+        if len(ids) > self._tokens.limit:
+            raise ContextTooLong(len(ids), self._tokens.limit)
+        return np.array(ids, np.int32)
 
     def _batches(self, rows: Sequence[Ids]) -> Iterator[list[tuple[int, Ids]]]:
         """Windows of one length, with their numbers, as many as a pass takes."""
@@ -122,19 +147,24 @@ class Classifier:
 
     @torch.inference_mode()
     def _compute(self, batch: Sequence[tuple[int, Ids]]) -> list[list[float]]:
-        """Probabilities [windows, labels]."""
+        """Probabilities [windows, labels]; rewards [windows, 1]."""
         ids = torch.from_numpy(np.stack([row for _, row in batch])).long().to(self._model.device)
         logits = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
         if not torch.isfinite(logits).all():
             raise StackError("the model computed a number that is not finite; serve it with dtype float32")
-        probabilities: list[list[float]] = logits.softmax(-1).tolist()
+        values = logits if logits.shape[-1] == 1 else logits.softmax(-1)
+        probabilities: list[list[float]] = values.tolist()
         return probabilities
 
     def _refuse(self) -> NoReturn:
         raise BadRequest(
             f"model {self.model_id!r} is a classifier, which writes no text: register a prompt-guard shield "
-            "with it, or ask another model"
+            "or a scoring function with it, or ask another model"
         )
+
+
+def _characters(text: str | Dialog) -> int:
+    return len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
 
 
 def window_starts(tokens: int, room: int) -> list[int]:
@@ -166,12 +196,15 @@ def open_classifier(args: ModelArgs, folder: Path) -> Classifier:
         raise BadRequest(f"{folder.name} cannot be loaded: {told(error, folder)}") from None
     labels = [str(config.id2label[number]) for number in range(config.num_labels)]
     tokens = _tokens(tokenizer, config, args.context_length, folder)
-    return Classifier(args, model.to(device).eval().requires_grad_(False), tokens, labels)
+    template = partial(_put, tokenizer) if tokenizer.chat_template else None
+    return Classifier(args, model.to(device).eval().requires_grad_(False), tokens, labels, template)
+
+
+def _put(tokenizer: Any, dialog: Dialog) -> str:
+    return str(tokenizer.apply_chat_template(dialog, tokenize=False))
 
 
 def _check_labels(config: Any, folder: Path) -> None:
-    if config.num_labels < 2:
-        raise BadRequest(f"{folder.name} has one output, so it ranks texts; a classifier has labels")
     if config.problem_type == "multi_label_classification":
         raise BadRequest(
             f"{folder.name} gives each text several labels at once; only classifiers with one are served"

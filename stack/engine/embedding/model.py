@@ -23,7 +23,7 @@ import torch
 
 from stack.egress import read_image
 from stack.engine import metrics
-from stack.engine.base import Meter, Priority, Probabilities
+from stack.engine.base import Dialog, Meter, Priority, Probabilities
 from stack.engine.embedding.encoder import UnsupportedModel
 from stack.engine.embedding.queue import EmbeddingQueue
 from stack.engine.embedding.sentence import (
@@ -158,7 +158,7 @@ class EmbeddingModel:
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]:
         _refuse(request.model_id)
 
-    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+    async def classify(self, texts: Sequence[str | Dialog]) -> list[list[Probabilities]]:
         raise BadRequest("an embedding model classifies nothing; use a sequence-classification model")
 
     async def describe(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 
 from stack.egress import EgressTransport, bounded_body
-from stack.engine.base import Priority, Probabilities
+from stack.engine.base import Dialog, Priority, Probabilities
 from stack.engine.embedding.vectors import Spans, Vectors
 from stack.engine.remote import wire
 from stack.engine.text.generation import top_logprobs_of
@@ -187,7 +187,7 @@ class OpenAIModel:
                 raise UpstreamError(f"{self._name} gave {len(data)} vectors for {len(texts)} texts")
             return [item["embedding"] for item in data]
 
-    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+    async def classify(self, texts: Sequence[str | Dialog]) -> list[list[Probabilities]]:
         raise BadRequest(
             f"{self._name} cannot classify: OpenAI's protocol has no such call; serve the classifier here"
         )

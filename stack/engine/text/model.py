@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from stack.egress import read_image
 from stack.engine.adapters.loaded import Adapters
-from stack.engine.base import Adapter, Engine, Generation, Output, Priority, Probabilities
+from stack.engine.base import Adapter, Dialog, Engine, Generation, Output, Priority, Probabilities
 from stack.engine.grammar.compile import Grammar, GrammarCompiler, answer_grammar
 from stack.engine.text import chat
 from stack.engine.text.chat import ChatFormat, ToolUse, guard_prompt
@@ -130,7 +130,7 @@ class TextModel:
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
         raise BadRequest(f"model {self.model_id!r} generates text; use an embedding model for embeddings")
 
-    async def classify(self, texts: Sequence[str]) -> list[list[Probabilities]]:
+    async def classify(self, texts: Sequence[str | Dialog]) -> list[list[Probabilities]]:
         raise BadRequest(
             f"model {self.model_id!r} generates text and classifies nothing; use a model whose config.json "
             "names a …ForSequenceClassification"
