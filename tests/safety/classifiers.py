@@ -64,6 +64,20 @@ def make_classifier(folder: Path, kind: str = "deberta", labels: tuple[str, ...]
     return folder
 
 
+def make_reward_model(folder: Path, chat_template: str | None = None) -> Path:
+    """One output, from random weights: a decoder for dialogs with a template, else a BERT for pairs."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    sizes: dict[str, Any] = {**SIZES, "vocab_size": len(tokenizer), "num_labels": 1}
+    model: Any = BertForSequenceClassification(BertConfig(**sizes))
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+        model = LlamaForSequenceClassification(LlamaConfig(**sizes | {"pad_token_id": None}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def _train(model: Any, tokenizer: Any, labels: int) -> None:
     draw = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -7,14 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stack.engine.base import Inference, NoMeter
 from stack.engine.open import open_model
@@ -24,7 +17,7 @@ from stack.safety.shields import Shields
 from stack.schemas.scoring_functions import LLMAsJudgeScoringFnParams
 from stack.schemas.shields import RegisterShieldRequest
 from stack.settings import Settings
-from tests.safety.classifiers import HARMLESS, SIZES, make_classifier, make_tokenizer
+from tests.safety.classifiers import HARMLESS, make_classifier, make_reward_model
 from tests.safety.conftest import Served, served, shields
 
 __all__ = ["served", "shields"]  # fixtures
@@ -38,16 +31,7 @@ ROWS: list[Any] = [
 
 @pytest.fixture(params=["with a template", "pairs"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer()
-    sizes: dict[str, Any] = {**SIZES, "vocab_size": len(tokenizer), "num_labels": 1}
-    model: Any = BertForSequenceClassification(BertConfig(**sizes))
-    if request.param == "with a template":
-        tokenizer.chat_template = TEMPLATE
-        model = LlamaForSequenceClassification(LlamaConfig(**sizes | {"pad_token_id": None}))
-    model.save_pretrained(tmp_path / "reward")
-    tokenizer.save_pretrained(tmp_path / "reward")
-    return tmp_path / "reward"
+    return make_reward_model(tmp_path / "reward", TEMPLATE if request.param == "with a template" else None)
 
 
 @pytest.fixture

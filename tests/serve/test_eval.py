@@ -15,6 +15,7 @@ from llama_stack_client import LlamaStackClient
 from typer.testing import CliRunner
 
 from stack.cli.app import app
+from tests.safety.classifiers import make_reward_model
 from tests.training.tiny import write_tiny_model
 
 if TYPE_CHECKING:
@@ -92,6 +93,42 @@ def test_a_killed_run_ends_as_an_unbroken_one(
     shown = CliRunner().invoke(app, ["eval", "compare", broken, unbroken])
     assert shown.exit_code == 0, shown.output
     assert "difference +0 [+0, +0], p = 1; of 1000 rows 0 better, 0 worse" in shown.output
+
+
+@pytest.mark.timeout(300)
+def test_a_large_dataset_is_scored_by_a_job(
+    server: Server, client: LlamaStackClient, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Ray Data's workers ask a reward model; the rows with their scores become a dataset."""
+    folder = make_reward_model(tmp_path_factory.mktemp("reward"))
+    client.models.register(
+        model_id="reward", provider_model_id=str(folder), metadata={"num_cpus": 0.2, "dtype": "float32"}
+    )
+    rows: Any = [
+        {"question": "tell about weather", "answer": "", "generated_answer": "nice " * (n % 5 + 1)}
+        for n in range(2100)
+    ]
+    client.datasets.register(
+        dataset_id="said", purpose="eval/question-answer", source={"type": "rows", "rows": rows}
+    )
+    asked = {
+        "dataset_id": "said",
+        "scoring_functions": {"llm-as-judge::base": {"type": "llm_as_judge", "judge_model": "reward"}},
+        "save_results_dataset": True,
+    }
+    url, deadline = f"{server.url}/v1/scoring/score-batch", time.monotonic() + 240
+    while (answer := httpx.post(url, json=asked, timeout=120)).status_code == 503:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(1)
+    assert answer.status_code == 200, answer.text
+    scores = [each["score"] for each in answer.json()["results"]["llm-as-judge::base"]["score_rows"]]
+    assert len(set(scores[:5])) == 5
+    assert scores == pytest.approx([scores[n % 5] for n in range(2100)], abs=1e-5)
+    (job,) = httpx.get(f"{server.url}/v1/jobs?kind=score").json()["data"]
+    assert job["result"]["rows"] == 2100
+    saved: Any = client.datasets.iterrows(answer.json()["dataset_id"], limit=1).data[0]
+    assert saved["scores"]["llm-as-judge::base"] == {"score": scores[0]}
+    client.models.unregister("reward")
 
 
 @pytest.mark.timeout(300)
