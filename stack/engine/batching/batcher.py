@@ -6,8 +6,9 @@ sampling step. The event loops only enqueue and receive.
 Priorities: waiting interactive requests are admitted before batch ones. When every slot is taken, an
 interactive request takes the slot of the batch request with the fewest tokens, which goes back to the head
 of its queue and later goes on where it was, its tokens computed again. Until an interactive request has
-its first token, batch ones stand still. So batch work may fill the machine, interactive requests never wait
-for it longer than a step, and no slot has to stay empty for them.
+its first token, batch ones stand still, and for QUICK_S after one they take turns in steps that are short.
+So batch work may fill the machine, interactive requests never wait for it longer than a step, and no slot has
+to stay empty for them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from stack.engine.batching.outputs import Delivery, deliver
 from stack.engine.batching.prefix import Slot, Slots
 from stack.engine.batching.request import Request, check
 from stack.engine.batching.sampling import NO_TOKEN, Row, draw
-from stack.engine.batching.schedule import Pace, Waiting, share
+from stack.engine.batching.schedule import QUICK_S, Pace, Waiting, share
 from stack.engine.batching.text_stream import TokenTexts, decoder
 from stack.errors import NotReady, Overloaded, StackError
 
@@ -75,6 +76,8 @@ class Batcher:
         self._masks = torch.zeros(runner.slots, -(-runner.vocab_size // 32), dtype=torch.int32)
         self._live: list[Request] = []  # of the compute thread, in order of admission
         self._deliveries: list[Delivery] = []
+        self._interactive = -QUICK_S  # when one was live last
+        self._turn = 0
         self._changed = threading.Condition()  # guards what follows
         self._waiting: Waiting[Request] = Waiting()
         self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
@@ -256,13 +259,29 @@ class Batcher:
             elif slot.started or self._start(slot):
                 prompts.append((request, slot))
         prompts.sort(key=lambda prompt: prompt[1].priority)
-        shares = share([slot.remaining for _, slot in prompts], self._pace.budget(len(together)))
+        waiting = [slot.remaining for _, slot in prompts]
+        together = self._take_turns(together, sum(waiting))
+        shares = share(waiting, self._pace.budget(len(together)))
         together += [
             (request, request.segment(slot, size))
             for (request, slot), size in zip(prompts, shares, strict=True)
             if size
         ]
         return [together, *alone] if together else alone
+
+    def _take_turns(self, rows: Batch, waiting_tokens: int) -> Batch:
+        """The rows that write in this step: while chats come in, so few that it stays short."""
+        now = time.monotonic()
+        if any(request.generation.priority is Priority.INTERACTIVE for request in self._live):
+            self._interactive = now
+        ours = [row for row in rows if row[0].generation.priority is Priority.INTERACTIVE]
+        background = [row for row in rows if row[0].generation.priority is Priority.BATCH]
+        count = self._pace.rows(waiting_tokens) - len(ours)
+        if now - self._interactive >= QUICK_S or len(background) <= count:
+            return rows
+        first = self._turn % len(background)
+        self._turn = first + max(1, count)
+        return ours + [*background[first:], *background[:first]][: max(1, count)]
 
     def _start(self, slot: Slot) -> bool:
         """Take the prompt's head from another slot. False: another one is computing it, wait for that."""

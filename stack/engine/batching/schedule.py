@@ -13,6 +13,7 @@ T = TypeVar("T")
 STEP_S = 0.2  # aim for a step with prompts: others' tokens come so often, and a new prompt waits so long
 MIN_BUDGET, MAX_BUDGET = 32, 8192
 SMALLEST_SHARE = 64
+QUICK_S = 10.0  # after an interactive request the next one is expected for so long
 
 
 class Waiting(Generic[T]):
@@ -52,8 +53,11 @@ def share(remaining: Sequence[int], budget: int) -> list[int]:
     """How many of each prompt's remaining tokens to compute now, oldest prompt first.
 
     Each takes at most half of what is left of the budget, so that a short prompt behind a long one gets its
-    first token soon; what nobody took then goes to the oldest.
+    first token soon; what nobody took then goes to the oldest. All are computed when that is little more than
+    the budget: a step for the rest would take longer.
     """
+    if 2 * sum(remaining) <= 3 * budget:
+        return list(remaining)
     shares = []
     left = budget
     for tokens in remaining:
@@ -86,6 +90,16 @@ class Pace:
             return 256
         seconds = max(STEP_S - self._writing(rows), STEP_S / 2)
         return int(min(max(seconds / self._token_s, MIN_BUDGET), MAX_BUDGET))
+
+    def rows(self, waiting_tokens: int) -> int:
+        """How many rows may write in a step of STEP_S in all, beside so many tokens of prompts that wait.
+
+        A row is taken to cost as much as a token of a prompt, as it does where computing is the limit.
+        """
+        if self._token_s is None:
+            return MAX_BUDGET
+        tokens = int(STEP_S / self._token_s)
+        return max(MIN_BUDGET // 4, tokens - min(waiting_tokens, tokens // 2))
 
     def observe(self, seconds: float, prompt_tokens: int, rows: int) -> None:
         """A step has taken so long; moving averages forget half after two or three steps."""

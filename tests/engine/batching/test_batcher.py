@@ -266,9 +266,9 @@ async def test_prompts_are_computed_in_chunks_while_others_stream(make: Make) ->
     assert [output.token_ids for output in outputs] == [greedy(long, 1), greedy(short, 1)]
     slots = {step[0].slot for step in runner.steps[:2]}
     first = next(i for i, step in enumerate(runner.steps) if any(s.slot not in slots for s in step))
-    steps = runner.steps[first : first + 9]
+    steps = runner.steps[first : first + 8]
     assert all(slots <= {s.slot for s in step if len(s.tokens) == 1} for step in steps)  # the stream goes on
-    assert all(80 <= sum(len(s.tokens) for s in step if s.slot not in slots) <= 100 for step in steps)
+    assert all(80 <= sum(len(s.tokens) for s in step if s.slot not in slots) <= 150 for step in steps)
     # The short prompt is done at once although the long one came before it.
     assert any(list(s.tokens) == short for step in steps[:2] for s in step)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 
 from stack.engine import metrics
 from stack.engine.base import Generation, Output, Priority
+from stack.engine.batching.schedule import Pace
 from stack.errors import Overloaded
 from tests.engine.batching.asking import CountingMeter, Make, collect, prompt_of, until
 from tests.engine.toy import ToyRunner, greedy
@@ -74,5 +76,29 @@ async def test_batch_requests_stand_still_until_a_first_token(make: Make) -> Non
     first = next(i for i, step in enumerate(runner.steps) if list(step[0].tokens) == chat.prompt[:100])
     slot = runner.steps[first][0].slot
     steps = [{segment.slot for segment in segments} for segments in runner.steps[first:]]
-    assert steps[:5] == [{slot}] * 5  # 450 tokens, 100 at a time
-    assert all({slot} < slots for slots in steps[5:14])
+    assert steps[:4] == [{slot}] * 4  # 450 tokens, 100 at a time, and the rest
+    assert all({slot} < slots for slots in steps[4:13])
+
+
+async def test_batch_requests_take_turns_while_a_chat_streams(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rows fit a step: that of the chat, and two of the others', which all go on as quickly."""
+    monkeypatch.setattr(Pace, "rows", lambda self, waiting_tokens: 3)
+    runner = ToyRunner(6, context_length=4096)
+    batcher = make(runner)
+    background = [Generation(prompt_of(20, n), max_tokens=60, priority=Priority.BATCH) for n in range(5)]
+    tasks = [asyncio.create_task(collect(batcher, each)) for each in background]
+    await until(lambda: len(runner.steps) > 3)
+    assert {len(segments) for segments in runner.steps[1:3]} == {5}
+    chat = Generation(prompt_of(30, 9), max_tokens=20)
+    assert (await collect(batcher, chat)).token_ids == greedy(list(chat.prompt), 20)
+    for task, generation in zip(tasks, background, strict=True):
+        assert (await task).token_ids == greedy(list(generation.prompt), 60)
+    first = next(i for i, step in enumerate(runner.steps) if list(step[0].tokens) == chat.prompt)
+    slot = runner.steps[first][0].slot
+    steps = [{segment.slot for segment in segments} for segments in runner.steps[first + 1 : first + 20]]
+    assert all(slot in slots and len(slots) == 3 for slots in steps)
+    turns = Counter(other for slots in steps for other in slots - {slot})
+    assert len(turns) == 5
+    assert max(turns.values()) - min(turns.values()) <= 1

@@ -41,13 +41,13 @@ def test_shares(remaining: list[int], budget: int, shares: list[int]) -> None:
     assert share(remaining, budget) == shares
 
 
-def test_shares_use_the_budget_and_no_more() -> None:
+def test_shares_use_the_budget_and_little_more() -> None:
     draw = random.Random(0)
     for _ in range(300):
         remaining = [draw.randrange(1, 500) for _ in range(draw.randrange(1, 20))]
         budget = draw.randrange(1, 1000)
         shares = share(remaining, budget)
-        assert sum(shares) == min(budget, sum(remaining))
+        assert sum(shares) == (sum(remaining) if sum(remaining) <= 1.5 * budget else budget)
         assert shares[0] > 0
         assert all(0 <= taken <= tokens for taken, tokens in zip(shares, remaining, strict=True))
 
@@ -69,3 +69,14 @@ def test_the_budget_follows_the_machine() -> None:
     assert slow.budget(0) == MIN_BUDGET
     assert fast.budget(0) == MAX_BUDGET
     assert Pace(77).budget(5) == 77
+
+
+def test_how_many_rows_fit_a_short_step() -> None:
+    pace = Pace()
+    assert pace.rows(0) == MAX_BUDGET
+    pace.observe(0.5, 100, 0)
+    tokens = int(STEP_S / 0.005)
+    assert [pace.rows(waiting) for waiting in (0, 10, 1000)] == [tokens, tokens - 10, tokens // 2]
+    for _ in range(50):
+        pace.observe(10.0, MIN_BUDGET, 0)
+    assert pace.rows(0) == MIN_BUDGET // 4
