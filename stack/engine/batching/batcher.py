@@ -260,8 +260,12 @@ class Batcher:
                 prompts.append((request, slot))
         prompts.sort(key=lambda prompt: prompt[1].priority)
         waiting = [slot.remaining for _, slot in prompts]
-        together = self._take_turns(together, sum(waiting))
-        shares = share(waiting, self._pace.budget(len(together)))
+        budget = self._pace.budget(len(together))
+        if self._hurries() and not urgent:
+            quick = min(self._pace.quick, budget + len(together))
+            together = self._take_turns(together, quick - min(sum(waiting), quick // 2))
+            budget = max(quick - len(together), 1)
+        shares = share(waiting, budget)
         together += [
             (request, request.segment(slot, size))
             for (request, slot), size in zip(prompts, shares, strict=True)
@@ -269,19 +273,22 @@ class Batcher:
         ]
         return [together, *alone] if together else alone
 
-    def _take_turns(self, rows: Batch, waiting_tokens: int) -> Batch:
-        """The rows that write in this step: while chats come in, so few that it stays short."""
-        now = time.monotonic()
+    def _hurries(self) -> bool:
+        """Whether chats come in, so that steps of batch requests have to be short."""
         if any(request.generation.priority is Priority.INTERACTIVE for request in self._live):
-            self._interactive = now
-        ours = [row for row in rows if row[0].generation.priority is Priority.INTERACTIVE]
-        background = [row for row in rows if row[0].generation.priority is Priority.BATCH]
-        count = self._pace.rows(waiting_tokens) - len(ours)
-        if now - self._interactive >= QUICK_S or len(background) <= count:
+            self._interactive = time.monotonic()
+        return time.monotonic() - self._interactive < QUICK_S
+
+    def _take_turns(self, rows: Batch, count: int) -> Batch:
+        """So many of the rows that write, among them all of interactive requests."""
+        chats = [row for row in rows if row[0].generation.priority is Priority.INTERACTIVE]
+        others = [row for row in rows if row[0].generation.priority is Priority.BATCH]
+        left = max(count - len(chats), 1)
+        if len(others) <= left:
             return rows
-        first = self._turn % len(background)
-        self._turn = first + max(1, count)
-        return ours + [*background[first:], *background[:first]][: max(1, count)]
+        first = self._turn % len(others)
+        self._turn = first + left
+        return chats + [*others[first:], *others[:first]][:left]
 
     def _start(self, slot: Slot) -> bool:
         """Take the prompt's head from another slot. False: another one is computing it, wait for that."""

@@ -13,6 +13,7 @@ T = TypeVar("T")
 STEP_S = 0.2  # aim for a step with prompts: others' tokens come so often, and a new prompt waits so long
 MIN_BUDGET, MAX_BUDGET = 32, 8192
 SMALLEST_SHARE = 64
+QUICK_STEP_S = 0.1  # aim for a step of batch requests while chats come in: the next one waits so long at most
 QUICK_S = 10.0  # after an interactive request the next one is expected for so long
 
 
@@ -91,15 +92,15 @@ class Pace:
         seconds = max(STEP_S - self._writing(rows), STEP_S / 2)
         return int(min(max(seconds / self._token_s, MIN_BUDGET), MAX_BUDGET))
 
-    def rows(self, waiting_tokens: int) -> int:
-        """How many rows may write in a step of STEP_S in all, beside so many tokens of prompts that wait.
+    @property
+    def quick(self) -> int:
+        """How many tokens, of prompts and of rows that write, make a step of QUICK_STEP_S.
 
         A row is taken to cost as much as a token of a prompt, as it does where computing is the limit.
         """
         if self._token_s is None:
             return MAX_BUDGET
-        tokens = int(STEP_S / self._token_s)
-        return max(MIN_BUDGET // 4, tokens - min(waiting_tokens, tokens // 2))
+        return max(int(QUICK_STEP_S / self._token_s), MIN_BUDGET // 2)
 
     def observe(self, seconds: float, prompt_tokens: int, rows: int) -> None:
         """A step has taken so long; moving averages forget half after two or three steps."""

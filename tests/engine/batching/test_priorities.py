@@ -84,7 +84,7 @@ async def test_batch_requests_take_turns_while_a_chat_streams(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three rows fit a step: that of the chat, and two of the others', which all go on as quickly."""
-    monkeypatch.setattr(Pace, "rows", lambda self, waiting_tokens: 3)
+    monkeypatch.setattr(Pace, "quick", 3)
     runner = ToyRunner(6, context_length=4096)
     batcher = make(runner)
     background = [Generation(prompt_of(20, n), max_tokens=60, priority=Priority.BATCH) for n in range(5)]

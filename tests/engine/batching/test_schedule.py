@@ -7,7 +7,7 @@ import random
 import pytest
 
 from stack.engine.base import Priority
-from stack.engine.batching.schedule import MAX_BUDGET, MIN_BUDGET, STEP_S, Pace, Waiting, share
+from stack.engine.batching.schedule import MAX_BUDGET, MIN_BUDGET, QUICK_STEP_S, STEP_S, Pace, Waiting, share
 
 
 def test_interactive_first_then_by_arrival() -> None:
@@ -71,12 +71,11 @@ def test_the_budget_follows_the_machine() -> None:
     assert Pace(77).budget(5) == 77
 
 
-def test_how_many_rows_fit_a_short_step() -> None:
+def test_what_fits_a_short_step() -> None:
     pace = Pace()
-    assert pace.rows(0) == MAX_BUDGET
-    pace.observe(0.5, 100, 0)
-    tokens = int(STEP_S / 0.005)
-    assert [pace.rows(waiting) for waiting in (0, 10, 1000)] == [tokens, tokens - 10, tokens // 2]
+    assert pace.quick == MAX_BUDGET
+    pace.observe(0.1, 100, 0)
+    assert pace.quick == QUICK_STEP_S / 0.001
     for _ in range(50):
         pace.observe(10.0, MIN_BUDGET, 0)
-    assert pace.rows(0) == MIN_BUDGET // 4
+    assert pace.quick == MIN_BUDGET // 2
