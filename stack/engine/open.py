@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stack.engine.openmp import in_ending_thread, let_kernels_have_cpus
 from stack.errors import BadRequest
 from stack.models.args import ModelArgs
 from stack.models.folders import Folder, facts
@@ -21,8 +21,11 @@ log = logging.getLogger(__name__)
 
 def open_model(args: ModelArgs, settings: Settings, meter: Meter) -> LocalModel:
     """Raises BadRequest when the source cannot be served."""
-    # Read when torch is loaded: OpenMP's idle threads would spin on CPUs that the kernels' threads need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_kernels_have_cpus()
+    return in_ending_thread(_open, args, settings, meter)
+
+
+def _open(args: ModelArgs, settings: Settings, meter: Meter) -> LocalModel:
     folder = fetch(args.source, settings.model_cache, storage=settings.storage)
     kind = facts(Folder.local(folder)).kind
     if kind == "adapter":

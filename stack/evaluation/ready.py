@@ -18,6 +18,9 @@ from stack.errors import BadRequest
 Row = dict[str, Any]
 
 
+_NO_ANSWER = "()"  # matches everywhere: without it, what no pattern finds is looked for in the whole text
+
+
 @dataclass(frozen=True, slots=True)
 class Ready:
     """`put` makes a row of the dataset of one of the source, with examples that stand before the question."""
@@ -121,7 +124,7 @@ READY: dict[str, Ready] = {
         {
             "basic::regex_parser_math_response": {
                 "type": "regex_parser",
-                "parsing_regexes": [r"#### (?P<X>-?[0-9.,]+)"],
+                "parsing_regexes": [r"#### (?P<X>-?[0-9.,]*[0-9])", _NO_ANSWER],
             }
         },
         {"max_tokens": 256, "stop": ["Question:", "</s>", "<|im_end|>"]},

@@ -13,6 +13,7 @@ from stack.cli.app import app
 from stack.datasets.rows import encode
 from stack.errors import BadRequest
 from stack.evaluation.ready import READY, put
+from stack.scoring.mathematics import compare
 
 GSM8K = Path(__file__).parents[1] / "data/gsm8k_train.jsonl"
 ROWS: dict[str, Any] = {
@@ -44,6 +45,10 @@ def test_gsm8k() -> None:
         "Question: What?\nAnswer: It.\n#### 1\n\nQuestion: 1 and 1,234?\nAnswer:"
     )
     assert row["expected_answer"] == "1235"
+    patterns = READY["gsm8k"].scoring_params["basic::regex_parser_math_response"]["parsing_regexes"]
+    answers = ["so 1,235.\n#### 1,235", "#### 1235. Or #### 1236", "#### 1236", "1,235", "It is 1235."]
+    scores = [each["score"] for each in compare([(answer, "1235") for answer in answers], patterns)]
+    assert scores == [1, 1, 0, 0, 0]  # lm-evaluation-harness's strict match
 
 
 def test_mmlu() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stack.engine import openmp
 from stack.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -110,17 +111,7 @@ def computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
-
-
-def _cpu_flags() -> frozenset[str]:
-    """Of the first processor; empty where there is no /proc/cpuinfo."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    flags = (line.split(":", 1)[1] for line in lines if line.lower().startswith(("flags", "features")))
-    return frozenset(next(flags, "").split())
+    return device.type == "cpu" and openmp.computes_bfloat16()
 
 
 def _name(device: torch.device) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stack.engine import metrics
 from stack.engine.adapters.weights import read_adapter
+from stack.engine.openmp import in_ending_thread
 from stack.errors import BadRequest, UpstreamError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class RunnerPlaces:
         self._held: set[str] = set()
 
     async def load(self, adapter: Adapter) -> None:
-        prepared = await asyncio.to_thread(self._prepare, adapter)
+        prepared = await asyncio.to_thread(in_ending_thread, self._prepare, adapter)
         try:
             await self._batcher.call(partial(self._adapters.add, adapter.key, prepared))
         except BaseException:

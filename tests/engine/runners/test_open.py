@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stack.engine import openmp
 from stack.engine.base import Segment
 from stack.engine.runners import loading
 from stack.engine.runners.llama import LlamaRunner
@@ -78,7 +79,7 @@ def test_weights_that_are_pickles_or_missing_are_refused(tmp_path: Path, model_t
 
 def test_dtypes_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, computes in (({"avx2"}, False), ({"avx512_bf16"}, True), ({"amx_bf16"}, True)):
-        monkeypatch.setattr(loading, "_cpu_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(openmp, "_cpu_flags", lambda flags=flags: frozenset(flags))
         assert loading.pick_dtype("auto", CPU) is (torch.bfloat16 if computes else torch.float32)
         if computes:
             assert loading.pick_dtype("bfloat16", CPU) is torch.bfloat16
