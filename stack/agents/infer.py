@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from stack.agents.metrics import DROPPED_TURNS, SHORTENED_PROMPTS
 from stack.agents.prompt import Prompt
-from stack.engine.base import Inference, Meter
+from stack.engine.base import Inference, Meter, Priority
 from stack.engine.fold import fold_chat_completion
 from stack.errors import ContextTooLong
 from stack.schemas.agents import AgentConfig
@@ -60,6 +60,7 @@ class Asker:
     tools: list[ToolDefinition]
     reads: Reads
     stream: bool
+    priority: Priority = Priority.INTERACTIVE
     _dropped: int = field(default=0)
 
     @property
@@ -109,7 +110,7 @@ class Asker:
             response_format=self.config.response_format,
             stream=self.stream,
         )
-        chunks = self.model.chat_completion(request)
+        chunks = self.model.chat_completion(request, self.priority)
         watch = _Watch(tell)
         async with aclosing(watch.through(chunks)) as watched:
             folded = await fold_chat_completion(watched)

@@ -20,6 +20,7 @@ from stack.agents.react import react_call
 from stack.agents.records import UNFINISHED, Ahead, Record, Records, TurnRequest, new_record
 from stack.agents.run import Parts, Plan, Run
 from stack.agents.toolbox import SEARCH_GROUP, Toolbox
+from stack.engine.base import Priority
 from stack.errors import BadRequest, NotFound, Overloaded
 from stack.models.serving import Serving
 from stack.schemas.agents import (
@@ -68,6 +69,7 @@ class Turns:
         session_id: str,
         request: CreateAgentTurnRequest,
         provider_data: Mapping[str, Any],
+        priority: Priority = Priority.INTERACTIVE,
     ) -> Run:
         """Begin a turn, once the session's earlier ones have ended.
 
@@ -83,7 +85,9 @@ class Turns:
         self._live[record.turn_id] += 1
         async with self._claimed(record, self._records.forget):
             await self._records.add(record)
-            toolbox, asker = await self._prepare(config, wanted, provider_data, bool(request.stream))
+            toolbox, asker = await self._prepare(
+                config, wanted, provider_data, bool(request.stream), priority
+            )
             if record.status == "queued":
                 await self._wait(record)
             wanted = await self._place(agent_id, record, request.documents or [], toolbox)
@@ -180,7 +184,12 @@ class Turns:
             del self._live[turn_id]
 
     async def _prepare(
-        self, config: AgentConfig, request: TurnRequest, provider_data: Mapping[str, Any], stream: bool
+        self,
+        config: AgentConfig,
+        request: TurnRequest,
+        provider_data: Mapping[str, Any],
+        stream: bool,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> tuple[Toolbox, Asker]:
         """What the turn works with, checked."""
         toolbox, (model, context_length) = await asyncio.gather(
@@ -196,6 +205,7 @@ class Turns:
             tools=toolbox.definitions(),
             reads=reads,
             stream=stream and not config.output_shields,
+            priority=priority,
         )
         return toolbox, asker
 

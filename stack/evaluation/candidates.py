@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
+from uuid import NAMESPACE_OID, uuid5
 
 from pydantic import ValidationError
 
@@ -12,7 +13,7 @@ from stack.agents.agents import Agents
 from stack.agents.turns import Turns
 from stack.engine.base import Priority
 from stack.engine.fold import fold_chat_completion, fold_completion
-from stack.errors import BadRequest
+from stack.errors import BadRequest, NotFound
 from stack.evaluation.questions import Row, completion_of, messages_of
 from stack.models.serving import Serving
 from stack.schemas.agents import CreateAgentTurnRequest
@@ -38,16 +39,37 @@ class Asked(Protocol):
 
 
 @asynccontextmanager
-async def asking(stack: Asked, candidate: ModelCandidate | AgentCandidate) -> AsyncGenerator[Ask]:
-    """Raises BadRequest for an agent that cannot be made."""
+async def asking(
+    stack: Asked, candidate: ModelCandidate | AgentCandidate, agent_id: str | None = None
+) -> AsyncGenerator[Ask]:
+    """`agent_id` is of an agent that is there already. Raises BadRequest for one that cannot be made."""
     if isinstance(candidate, ModelCandidate):
         yield _Model(stack.serving, candidate).ask
-        return
-    agent_id = await stack.agents.create(candidate.config, {})
-    try:
+    elif agent_id is not None:
         yield _Agent(stack, agent_id).ask
+    else:
+        async with agent_of(stack.agents, candidate) as own_id:
+            yield _Agent(stack, own_id).ask
+
+
+@asynccontextmanager
+async def agent_of(
+    agents: Agents, candidate: ModelCandidate | AgentCandidate, job_id: str | None = None
+) -> AsyncGenerator[str | None]:
+    """The id of an agent that is deleted afterwards, if an agent is the candidate.
+
+    All attempts of a job have the same one: the last deletes what a killed one left.
+    """
+    if isinstance(candidate, ModelCandidate):
+        yield None
+        return
+    agent_id = None if job_id is None else str(uuid5(NAMESPACE_OID, job_id))
+    agent_id = await agents.create(candidate.config, {}, agent_id)
+    try:
+        yield agent_id
     finally:
-        await stack.agents.delete(agent_id)
+        with suppress(NotFound):
+            await agents.delete(agent_id)
 
 
 class _Model:
@@ -80,7 +102,7 @@ class _Agent:
         request = _parsed(CreateAgentTurnRequest, {"messages": said[-1:]})
         session_id = await self._stack.agents.create_session(self._agent_id, "evaluation")
         try:
-            run = await self._stack.turns.create(self._agent_id, session_id, request, {})
+            run = await self._stack.turns.create(self._agent_id, session_id, request, {}, Priority.BATCH)
             return _text((await run.turn()).output_message.content)
         finally:
             await self._stack.agents.delete_session(self._agent_id, session_id)

@@ -66,9 +66,13 @@ async def evaluating(
     open_stack: Callable[[], AbstractAsyncContextManager[Evaluates]],
     candidate: EvalCandidate,
     scoring: Mapping[str, ScoringFnParams | None],
+    agent_id: str | None = None,
 ) -> AsyncGenerator[Answer]:
-    """What comes of a row: its `generation`, and its `scores` by function."""
-    async with open_stack() as stack, asking(stack, candidate) as ask:
+    """What comes of a row: its `generation`, and its `scores` by function.
+
+    `agent_id` is of the candidate's agent, if one is there.
+    """
+    async with open_stack() as stack, asking(stack, candidate, agent_id) as ask:
         board = await stack.scoring.open(scoring, priority=Priority.BATCH) if scoring else None
 
         async def answer(row: Row) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 from stack.context import Stack
 from stack.engine.base import Priority
 from stack.errors import ContextTooLong
+from stack.evaluation.candidates import agent_of
 from stack.evaluation.evaluate import Evaluation, evaluating, run
 from stack.jobs.context import JobContext
 from stack.schemas.inference import CompletionResponseStreamChunk
@@ -20,6 +22,8 @@ from tests.api.fake import FakeInference, complete, progress, start
 GREEDY = {"strategy": {"type": "greedy"}, "max_tokens": 20}
 ROWS = [{"question": f"What is {n} and {n}?", "answer": str(2 * n)} for n in range(20)]
 MODEL = {"type": "model", "model": "tiny", "sampling_params": GREEDY}
+
+AGENT = {"type": "agent", "config": {"model": "tiny", "instructions": "Add.", "sampling_params": GREEDY}}
 
 
 class Adder(FakeInference):
@@ -78,12 +82,10 @@ async def finish(stack: Stack, job_id: str) -> None:
     evaluation = Evaluation.model_validate(job.request)
     lease = await stack.jobs.claim(job_id, "test")
     context = JobContext(stack.settings, stack.database, lease)
-    result = await run(
-        context,
-        stack.storage,
-        stack.scoring,
-        lambda: evaluating(lambda: nullcontext(stack), evaluation.candidate, evaluation.scoring),
-    )
+    candidate, scoring = evaluation.candidate, evaluation.scoring
+    async with agent_of(stack.agents, candidate, job_id) as agent_id:
+        answers = partial(evaluating, lambda: nullcontext(stack), candidate, scoring, agent_id)
+        result = await run(context, stack.storage, stack.scoring, answers)
     await stack.jobs.finish(lease, result)
 
 
@@ -221,12 +223,26 @@ async def test_two_runs_are_compared(client: httpx.AsyncClient, stack: Stack, fa
     assert "these have different rows" in (await client.get(url + fewer)).json()["detail"]
 
 
-async def test_an_agent(client: httpx.AsyncClient, stack: Stack) -> None:
+async def test_an_agent(client: httpx.AsyncClient, stack: Stack, fake: Adder) -> None:
     await register(client, ["basic::equality"])
-    config = {"model": "tiny", "instructions": "Add.", "sampling_params": GREEDY}
-    result = await evaluated(client, stack, {"type": "agent", "config": config})
+    result = await evaluated(client, stack, AGENT)
     assert [each["generated_answer"] for each in result["generations"][3:6]] == ["6", "no idea", "10"]
+    assert fake.priorities == {Priority.BATCH}
     assert (await client.get("/v1/agents")).json()["data"] == []
+
+
+async def test_the_next_attempt_deletes_the_agent_of_a_killed_one(
+    client: httpx.AsyncClient, stack: Stack
+) -> None:
+    await register(client, ["basic::equality"])
+    job_id = (await submit(client, AGENT)).json()["job_id"]
+    candidate = Evaluation.model_validate((await stack.jobs.get(job_id)).request).candidate
+    killed = agent_of(stack.agents, candidate, job_id)
+    left = await killed.__aenter__()
+    assert [each["agent_id"] for each in (await client.get("/v1/agents")).json()["data"]] == [left]
+    await finish(stack, job_id)
+    assert (await client.get("/v1/agents")).json()["data"] == []
+    await killed.__aexit__(None, None, None)  # it was not quite dead
 
 
 async def test_jobs_of_others_are_unknown(client: httpx.AsyncClient, stack: Stack) -> None:
