@@ -51,18 +51,15 @@ class Agents:
         Raises BadRequest for a model, tool group or shield that is not there.
         """
         await self.check(config, provider_data)
-        row = {
-            "agent_id": agent_id or str(uuid4()),
-            "config": config.model_dump_json(),
-            "created_at": datetime.now(UTC),
-        }
+        identifier = agent_id or str(uuid4())
+        row = {"agent_id": identifier, "config": config.model_dump_json(), "created_at": datetime.now(UTC)}
         try:
             async with self._database.write() as connection:
                 await connection.execute(insert(agents).values(row))
         except IntegrityError:
             if agent_id is None:
                 raise
-        return row["agent_id"]
+        return identifier
 
     async def check(self, config: AgentConfig, provider_data: Mapping[str, Any]) -> None:
         """Raises BadRequest for what `create` would."""

@@ -48,28 +48,33 @@ async def asking(
     elif agent_id is not None:
         yield _Agent(stack, agent_id).ask
     else:
-        async with agent_of(stack.agents, candidate) as own_id:
+        async with _created(stack.agents, candidate, None) as own_id:
             yield _Agent(stack, own_id).ask
 
 
 @asynccontextmanager
 async def agent_of(
-    agents: Agents, candidate: ModelCandidate | AgentCandidate, job_id: str | None = None
+    agents: Agents, candidate: ModelCandidate | AgentCandidate, job_id: str
 ) -> AsyncGenerator[str | None]:
-    """The id of an agent that is deleted afterwards, if an agent is the candidate.
+    """The id of a job's agent, which is deleted afterwards; None for a model.
 
     All attempts of a job have the same one: the last deletes what a killed one left.
     """
     if isinstance(candidate, ModelCandidate):
         yield None
         return
-    agent_id = None if job_id is None else str(uuid5(NAMESPACE_OID, job_id))
-    agent_id = await agents.create(candidate.config, {}, agent_id)
-    try:
+    async with _created(agents, candidate, str(uuid5(NAMESPACE_OID, job_id))) as agent_id:
         yield agent_id
+
+
+@asynccontextmanager
+async def _created(agents: Agents, candidate: AgentCandidate, agent_id: str | None) -> AsyncGenerator[str]:
+    created = await agents.create(candidate.config, {}, agent_id)
+    try:
+        yield created
     finally:
         with suppress(NotFound):
-            await agents.delete(agent_id)
+            await agents.delete(created)
 
 
 class _Model:

@@ -71,7 +71,7 @@ def fit(
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=_requested(plan),
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees that of Ray Train's first version
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
