@@ -13,7 +13,8 @@ from math_verify import parse, verify  # type: ignore[import-untyped]
 
 from stack.scoring.patterns import first_match
 
-logging.disable(logging.CRITICAL)  # the child's own: math-verify warns that its timeouts are off
+for _library in ("math_verify", "latex2sympy2_extended"):  # they warn, e.g. that timeouts are off
+    logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
 _MARKUP = ("$", "\\boxed", "\\(", "\\[")
 
