@@ -15,7 +15,7 @@ async def evaluate(context: JobContext) -> dict[str, Any]:
 
     async with job_stack(context.settings) as stack:
         asked = evaluate.Evaluation.model_validate(context.job.request)
-        async with agent_of(stack.agents, asked.candidate, context.job.id) as agent_id:
+        async with agent_of(stack.agents, asked.candidate, context.job) as agent_id:
             answers = partial(evaluate.evaluating, worker_stack, asked.candidate, asked.scoring, agent_id)
             return await evaluate.run(context, stack.storage, stack.scoring, answers)
 

@@ -46,20 +46,13 @@ class Agents:
     async def create(
         self, config: AgentConfig, provider_data: Mapping[str, Any], agent_id: str | None = None
     ) -> str:
-        """The new agent's id; if it is given, an agent that has it already stays.
-
-        Raises BadRequest for a model, tool group or shield that is not there.
-        """
+        """The new agent's id. Raises BadRequest for a model, tool group or shield that is not there."""
         await self.check(config, provider_data)
-        identifier = agent_id or str(uuid4())
-        row = {"agent_id": identifier, "config": config.model_dump_json(), "created_at": datetime.now(UTC)}
-        try:
-            async with self._database.write() as connection:
-                await connection.execute(insert(agents).values(row))
-        except IntegrityError:
-            if agent_id is None:
-                raise
-        return identifier
+        agent_id = agent_id or str(uuid4())
+        row = {"agent_id": agent_id, "config": config.model_dump_json(), "created_at": datetime.now(UTC)}
+        async with self._database.write() as connection:
+            await connection.execute(insert(agents).values(row))
+        return agent_id
 
     async def check(self, config: AgentConfig, provider_data: Mapping[str, Any]) -> None:
         """Raises BadRequest for what `create` would."""

@@ -13,13 +13,14 @@ from stack.agents.agents import Agents
 from stack.agents.turns import Turns
 from stack.engine.base import Priority
 from stack.engine.fold import fold_chat_completion, fold_completion
-from stack.errors import BadRequest, NotFound
+from stack.errors import BadRequest, NotFound, NotReady
 from stack.evaluation.questions import Row, completion_of, messages_of
 from stack.models.serving import Serving
 from stack.schemas.agents import CreateAgentTurnRequest
 from stack.schemas.content import TextContentItem
 from stack.schemas.eval import AgentCandidate, ModelCandidate
 from stack.schemas.inference import ChatCompletionRequest, CompletionRequest
+from stack.store.jobs import Job
 
 Ask = Callable[[Row], Awaitable[str]]
 """What a candidate says to a row. Raises StackError."""
@@ -48,33 +49,33 @@ async def asking(
     elif agent_id is not None:
         yield _Agent(stack, agent_id).ask
     else:
-        async with _created(stack.agents, candidate, None) as own_id:
+        own_id = await stack.agents.create(candidate.config, {})
+        try:
             yield _Agent(stack, own_id).ask
+        finally:
+            with suppress(NotFound):
+                await stack.agents.delete(own_id)
 
 
 @asynccontextmanager
 async def agent_of(
-    agents: Agents, candidate: ModelCandidate | AgentCandidate, job_id: str
+    agents: Agents, candidate: ModelCandidate | AgentCandidate, job: Job
 ) -> AsyncGenerator[str | None]:
-    """The id of a job's agent, which is deleted afterwards; None for a model.
+    """The id of the agent of a job's attempt; None for a model.
 
-    All attempts of a job have the same one: the last deletes what a killed one left.
+    Afterwards it is deleted, and what earlier attempts left that were killed; never that of a later one,
+    which may work already when this one learns that it has lost the job.
     """
     if isinstance(candidate, ModelCandidate):
         yield None
         return
-    async with _created(agents, candidate, str(uuid5(NAMESPACE_OID, job_id))) as agent_id:
-        yield agent_id
-
-
-@asynccontextmanager
-async def _created(agents: Agents, candidate: AgentCandidate, agent_id: str | None) -> AsyncGenerator[str]:
-    created = await agents.create(candidate.config, {}, agent_id)
+    ids = [str(uuid5(NAMESPACE_OID, f"{job.id}/{attempt}")) for attempt in range(1, job.attempt + 1)]
     try:
-        yield created
+        yield await agents.create(candidate.config, {}, ids[-1])
     finally:
-        with suppress(NotFound):
-            await agents.delete(created)
+        for agent_id in ids:
+            with suppress(NotFound):
+                await agents.delete(agent_id)
 
 
 class _Model:
@@ -105,7 +106,10 @@ class _Agent:
         if not said:
             raise BadRequest("an agent is asked by a user's message, and the row has none")
         request = _parsed(CreateAgentTurnRequest, {"messages": said[-1:]})
-        session_id = await self._stack.agents.create_session(self._agent_id, "evaluation")
+        try:
+            session_id = await self._stack.agents.create_session(self._agent_id, "evaluation")
+        except NotFound:  # a later attempt of the job is over: nothing that this one finds counts
+            raise NotReady("the evaluation's agent is gone") from None
         try:
             run = await self._stack.turns.create(self._agent_id, session_id, request, {}, Priority.BATCH)
             return _text((await run.turn()).output_message.content)

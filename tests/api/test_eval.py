@@ -12,8 +12,8 @@ import pytest
 
 from stack.context import Stack
 from stack.engine.base import Priority
-from stack.errors import ContextTooLong
-from stack.evaluation.candidates import agent_of
+from stack.errors import ContextTooLong, NotReady
+from stack.evaluation.candidates import agent_of, asking
 from stack.evaluation.evaluate import Evaluation, evaluating, run
 from stack.jobs.context import JobContext
 from stack.schemas.inference import CompletionResponseStreamChunk
@@ -83,7 +83,7 @@ async def finish(stack: Stack, job_id: str) -> None:
     lease = await stack.jobs.claim(job_id, "test")
     context = JobContext(stack.settings, stack.database, lease)
     candidate, scoring = evaluation.candidate, evaluation.scoring
-    async with agent_of(stack.agents, candidate, job_id) as agent_id:
+    async with agent_of(stack.agents, candidate, lease.job) as agent_id:
         answers = partial(evaluating, lambda: nullcontext(stack), candidate, scoring, agent_id)
         result = await run(context, stack.storage, stack.scoring, answers)
     await stack.jobs.finish(lease, result)
@@ -236,13 +236,34 @@ async def test_the_next_attempt_deletes_the_agent_of_a_killed_one(
 ) -> None:
     await register(client, ["basic::equality"])
     job_id = (await submit(client, AGENT)).json()["job_id"]
-    candidate = Evaluation.model_validate((await stack.jobs.get(job_id)).request).candidate
-    killed = agent_of(stack.agents, candidate, job_id)
+    lost = await stack.jobs.claim(job_id, "killed")
+    candidate = Evaluation.model_validate(lost.job.request).candidate
+    killed = agent_of(stack.agents, candidate, lost.job)
     left = await killed.__aenter__()
     assert [each["agent_id"] for each in (await client.get("/v1/agents")).json()["data"]] == [left]
+    await stack.jobs.release(lost)
     await finish(stack, job_id)
     assert (await client.get("/v1/agents")).json()["data"] == []
     await killed.__aexit__(None, None, None)  # it was not quite dead
+
+
+async def test_an_attempt_that_lost_its_job_leaves_the_next_ones_agent(
+    client: httpx.AsyncClient, stack: Stack
+) -> None:
+    await register(client, ["basic::equality"])
+    job_id = (await submit(client, AGENT)).json()["job_id"]
+    first = await stack.jobs.claim(job_id, "first")
+    candidate = Evaluation.model_validate(first.job.request).candidate
+    async with agent_of(stack.agents, candidate, first.job):
+        await stack.jobs.release(first)
+        second = await stack.jobs.claim(job_id, "second")
+        later = agent_of(stack.agents, candidate, second.job)
+        its = await later.__aenter__()
+    assert [each["agent_id"] for each in (await client.get("/v1/agents")).json()["data"]] == [its]
+    await later.__aexit__(None, None, None)
+    async with asking(stack, candidate, its) as ask:
+        with pytest.raises(NotReady, match="agent is gone"):
+            await ask({"question": "What is 1 and 1?", "answer": "2"})
 
 
 async def test_jobs_of_others_are_unknown(client: httpx.AsyncClient, stack: Stack) -> None:

@@ -41,7 +41,8 @@ def test_errors_are_the_callers() -> None:
 
 
 def test_waiting_threads_sleep_where_the_kernels_have_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is as before afterwards
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     for flags, policy in ((frozenset({"avx2"}), None), (frozenset({"avx512_bf16"}), "PASSIVE")):
         monkeypatch.setattr(openmp, "_cpu_flags", lambda flags=flags: flags)
         openmp.let_kernels_have_cpus()
