@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--count", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}")
@@ -74,7 +74,7 @@ def train(http: httpx.Client, args: argparse.Namespace, rows: list[dict[str, str
             "max_steps_per_epoch": 0,
             "gradient_accumulation_steps": 1,
             "max_validation_steps": 0,
-            "data_config": {"dataset_id": name, "batch_size": 8, "shuffle": True, "data_format": "instruct"},
+            "data_config": {"dataset_id": name, "batch_size": 4, "shuffle": True, "data_format": "instruct"},
             "optimizer_config": {
                 "optimizer_type": "adamw",
                 "lr": args.lr,
