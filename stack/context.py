@@ -38,6 +38,7 @@ from stack.store.model_status import ModelStatuses
 from stack.store.registry import Registry
 from stack.store.storage import Storage, open_storage
 from stack.synthetic.synthesis import Synthesizer
+from stack.telemetry.telemetry import Telemetry, open_telemetry
 from stack.tools.tools import Tools, open_tools
 from stack.training.training import Training
 from stack.vector.databases import VectorDatabases
@@ -70,6 +71,7 @@ class Stack:
     benchmarks: Benchmarks
     evaluations: Evaluations
     synthesizer: Synthesizer
+    telemetry: Telemetry
 
 
 def no_inference(model_id: str) -> Inference:
@@ -101,6 +103,7 @@ async def open_stack(
         models, jobs = Registry(database, Model), Jobs(database)
         datasets = Datasets(settings, database, lance, files)
         async with (
+            open_telemetry(settings, datasets, meter or NoMeter()) as telemetry,
             open_shields(settings, database, serving) as shields,
             open_scoring(database, serving, datasets, jobs, storage) as scoring,
             open_rag(settings, files, vector_dbs, vectors, serving) as rag,
@@ -145,6 +148,7 @@ async def open_stack(
                 benchmarks=benchmarks,
                 evaluations=Evaluations(evaluators, benchmarks, datasets, jobs, storage),
                 synthesizer=Synthesizer(settings, evaluators, models, jobs, storage, datasets),
+                telemetry=telemetry,
             )
 
 

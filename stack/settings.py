@@ -137,6 +137,15 @@ class Settings(BaseSettings):
         description="The scoring function that rates generated answers, such as a judge; default: the "
         "model's own mean log-probability of a token.",
     )
+    telemetry_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL of the database for traces and spans. Default: STACK_DATABASE_URL if "
+        "it is Postgres, else SQLite in STACK_HOME, a file of its own.",
+    )
+    telemetry_days: float = Field(7.0, gt=0, description="How long the server's own spans are kept.")
+    telemetry_max_spans: int = Field(
+        1_000_000, ge=1, description="How many spans are kept; of more the oldest are deleted."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least level that is logged."
     )
@@ -145,6 +154,13 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The database's SQLAlchemy URL, never empty."""
         return self.database_url or f"sqlite+aiosqlite:///{self.home / 'stack.db'}"
+
+    @cached_property
+    def telemetry_database(self) -> str:
+        """The SQLAlchemy URL of the database for telemetry, never empty."""
+        if self.telemetry_url is None and self.database_url and not self.database_url.startswith("sqlite"):
+            return self.database_url
+        return self.telemetry_url or f"sqlite+aiosqlite:///{self.home / 'telemetry.db'}"
 
     @cached_property
     def storage(self) -> str:

@@ -21,6 +21,7 @@ from stack.store.jobs import Jobs
 from stack.store.lance import open_lance
 from stack.store.presence import Presence
 from stack.store.storage import open_storage
+from stack.telemetry.store import open_spans
 from stack.vector.maintenance import Maintenance
 
 
@@ -51,6 +52,7 @@ async def open_upkeep(settings: Settings, meter: Callable[[str], Meter]) -> Asyn
         open_database(settings) as database,
         open_storage(settings) as storage,
         open_lance(settings) as lance,
+        open_spans(settings) as spans,
     ):
         presence = Presence(database)
         datasets = Datasets(settings, database, lance, Files(database, Blobs(database, storage)))
@@ -61,6 +63,7 @@ async def open_upkeep(settings: Settings, meter: Callable[[str], Meter]) -> Asyn
             _Duty(60, datasets.maintain),
             _Duty(3600, datasets.sweep),
             _Duty(3600, lambda: sweep(database, storage)),
+            _Duty(60, lambda: spans.sweep(settings.telemetry_max_spans)),
             _Duty(3600, lambda: sweep_orphans(Jobs(database), storage)),
         ]
         yield Upkeep(duties)

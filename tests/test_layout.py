@@ -16,7 +16,7 @@ LAYERS = (
     {"egress", "store", "engine", "models"},
     {"files", "jobs"},
     {"datasets", "vector"},
-    {"batch", "rag", "safety", "sandbox", "scoring", "synthetic", "training"},
+    {"batch", "rag", "safety", "sandbox", "scoring", "synthetic", "telemetry", "training"},
     {"tools"},
     {"agents"},
     {"evaluation"},

@@ -8,9 +8,10 @@ from ray.serve import metrics
 
 from stack.agents import metrics as agents
 from stack.engine import metrics as engine
+from stack.telemetry import metrics as telemetry
 from stack.vector import metrics as vector
 
-_ALL = {**agents.METRICS, **engine.METRICS, **vector.METRICS}
+_ALL = {**agents.METRICS, **engine.METRICS, **telemetry.METRICS, **vector.METRICS}
 _BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 

@@ -191,16 +191,22 @@ def _held_too_long(timeout_s: float) -> Overloaded:
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncGenerator[Database]:
-    """The settings' database, migrated. Creates STACK_HOME and, for SQLite, the file's folder."""
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    database = Database(_checked_url(settings.database))
-    if database.is_sqlite:
-        Path(str(database.url.database)).parent.mkdir(parents=True, exist_ok=True)
+    """The settings' database, migrated."""
+    database = connect(settings, settings.database)
     try:
         await database.migrate()
         yield database
     finally:
         await database.close()
+
+
+def connect(settings: Settings, url: str) -> Database:
+    """A database, as it is. Creates STACK_HOME and, for SQLite, the file's folder."""
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = Database(_checked_url(url))
+    if database.is_sqlite:
+        Path(str(database.url.database)).parent.mkdir(parents=True, exist_ok=True)
+    return database
 
 
 def _checked_url(value: str) -> URL:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -203,3 +204,56 @@ agent_files = Table(
     Column("written_at", UtcDateTime, nullable=False),
 )
 """The working folder of a session's code interpreter: documents of its turns, and what code wrote."""
+
+traces = Table(
+    "traces",
+    metadata,
+    Column("trace_id", String(ID_LENGTH), primary_key=True),
+    Column("root_span_id", String(ID_LENGTH), nullable=False),
+    Column("rooted", Boolean, nullable=False),  # the root has no parent; else it is the earliest span so far
+    Column("start_us", BigInteger, nullable=False, index=True),
+    Column("end_us", BigInteger, index=True),
+    Column("expires_us", BigInteger, nullable=False, index=True),
+)
+"""Of each trace the root and the times, kept up to date as its spans come. Microseconds since 1970."""
+
+spans = Table(
+    "spans",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("trace_id", String(ID_LENGTH), nullable=False),
+    Column("span_id", String(ID_LENGTH), nullable=False, index=True),
+    Column("parent_span_id", String(ID_LENGTH)),
+    Column("name", Text),  # NULL until its start is told
+    Column("start_us", BigInteger, nullable=False, index=True),
+    Column("end_us", BigInteger),
+    Column("status", String(16)),
+    Column("attributes", Text, nullable=False),
+    Column("expires_us", BigInteger, nullable=False, index=True),
+    UniqueConstraint("trace_id", "span_id"),
+    Index("ix_spans_parent", "trace_id", "parent_span_id"),
+)
+
+span_attributes = Table(
+    "span_attributes",
+    metadata,
+    Column("span", ForeignKey("spans.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(ID_LENGTH), primary_key=True),
+    Column("text", String(ID_LENGTH).with_variant(String(ID_LENGTH, collation="C"), "postgresql")),
+    Column("number", Double),
+    Index("ix_span_attributes_text", "key", "text"),
+    Index("ix_span_attributes_number", "key", "number"),
+)
+"""What spans are found by; see `stack.telemetry.conditions`. The attributes themselves are in `spans`."""
+
+span_events = Table(
+    "span_events",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("trace_id", String(ID_LENGTH), nullable=False),
+    Column("span_id", String(ID_LENGTH), nullable=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),  # a log line or a metric, as JSON
+    Column("expires_us", BigInteger, nullable=False, index=True),
+    Index("ix_span_events_span", "trace_id", "span_id"),
+)
