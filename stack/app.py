@@ -92,6 +92,7 @@ def create_app(open_stack: Callable[[], AbstractAsyncContextManager[Stack]] = op
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # of FastAPI: four spans a request
         middleware=[
             Middleware(Tracing),
             Middleware(BodyLimit, limit=int(settings.max_body_mb * 2**20)),

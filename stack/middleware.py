@@ -9,10 +9,13 @@ from random import getrandbits
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, get_current_span, use_span
 from starlette.exceptions import HTTPException
 
 from stack.errors import TooLarge
 from stack.logs import trace_id
+from stack.telemetry.tracing import TRACER, parent_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_NOT_RECORDED = ("/v1/telemetry/", "/v1/health")  # asked all the time, by those who look on
 
 
 class Tracing:
@@ -33,7 +37,9 @@ class Tracing:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        trace = _trace_id(scope)
+        span = _begin(scope)
+        context = span.get_span_context()
+        trace = f"{context.trace_id:032x}" if context.is_valid else f"{getrandbits(128):032x}"
         header = (b"x-trace-id", trace.encode())
         status, start = 0, perf_counter()
 
@@ -46,7 +52,8 @@ class Tracing:
 
         token = trace_id.set(trace)
         try:
-            await self.app(scope, receive, send_traced)
+            with use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
+                await self.app(scope, receive, send_traced)
         except Exception as error:  # the edge of the process: nobody else answers
             if status:  # too late for an answer; the server cuts the connection
                 log.exception("failed after the response had started")
@@ -63,14 +70,33 @@ class Tracing:
                     "ms": f"{(perf_counter() - start) * 1e3:.1f}",
                 }
                 log.info("request", extra={"fields": fields})
+            _end(span, scope, status)
             trace_id.reset(token)
 
 
-def _trace_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"traceparent" and (match := _TRACEPARENT.match(value)):
-            return str(match[1], "ascii")
-    return f"{getrandbits(128):032x}"
+def _begin(scope: Scope) -> Span:
+    """The request's span: below the caller's, if it sent one."""
+    given = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+    parent = parent_of(str(given, "ascii")) if _TRACEPARENT.match(given) else Context()
+    if scope["path"].startswith(_NOT_RECORDED):
+        return INVALID_SPAN if parent is None else get_current_span(parent)
+    attributes = {"http.request.method": scope["method"], "url.path": scope["path"]}
+    return TRACER.start_span(scope["method"], parent, SpanKind.SERVER, attributes)
+
+
+def _end(span: Span, scope: Scope, status: int) -> None:
+    if not span.is_recording():
+        return
+    route = getattr(scope.get("route"), "path", None)
+    if route is not None:
+        route = route.replace(":path}", "}")
+        span.update_name(f"{scope['method']} {route}")
+        span.set_attribute("http.route", route)
+    if status:
+        span.set_attribute("http.response.status_code", status)
+    if not status or status >= 500:
+        span.set_status(StatusCode.ERROR)
+    span.end()
 
 
 class BodyLimit:

@@ -142,6 +142,16 @@ class Settings(BaseSettings):
         description="SQLAlchemy URL of the database for traces and spans. Default: STACK_DATABASE_URL if "
         "it is Postgres, else SQLite in STACK_HOME, a file of its own.",
     )
+    telemetry: bool = Field(True, description="Record what the server does as traces; false: nothing.")
+    telemetry_sample: float = Field(
+        1.0, ge=0, le=1, description="Share of the traces that are recorded, unless the caller has decided."
+    )
+    telemetry_content: bool = Field(
+        False, description="Record prompts and answers, too, as attributes of spans."
+    )
+    telemetry_otlp_url: str | None = Field(
+        None, description="Collector that spans are sent to as well, e.g. http://collector:4318/v1/traces."
+    )
     telemetry_days: float = Field(7.0, gt=0, description="How long the server's own spans are kept.")
     telemetry_max_spans: int = Field(
         1_000_000, ge=1, description="How many spans are kept; of more the oldest are deleted."

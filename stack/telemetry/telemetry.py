@@ -23,6 +23,7 @@ from stack.telemetry.conditions import checked
 from stack.telemetry.export import save_spans
 from stack.telemetry.spans import records_of
 from stack.telemetry.store import Spans, open_spans
+from stack.telemetry.tracing import recording
 from stack.telemetry.writer import Writer
 
 DEFAULT_TRACES = 100
@@ -78,6 +79,7 @@ async def open_telemetry(settings: Settings, datasets: Datasets, meter: Meter) -
     async with open_spans(settings) as spans:
         writer = Writer(spans, meter)
         try:
-            yield Telemetry(spans, writer, datasets)
+            with recording(settings, writer):
+                yield Telemetry(spans, writer, datasets)
         finally:
             await writer.close()
