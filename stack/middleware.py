@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from stack.errors import TooLarge
 from stack.logs import trace_id
-from stack.telemetry.tracing import TRACER, parent_of
+from stack.tracing import TRACER, parent_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

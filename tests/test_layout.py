@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "stack"
 
 LAYERS = (
-    {"errors", "settings", "schemas", "logs", "bounded"},
+    {"errors", "settings", "schemas", "logs", "tracing", "bounded"},
     {"egress", "store", "engine", "models"},
     {"files", "jobs"},
     {"datasets", "vector"},

@@ -12,6 +12,7 @@ from stack.engine.remote.openai import OpenAIModel, api_key
 from stack.errors import BadRequest, NotReady
 from stack.models import adapters
 from stack.models.registration import to_args
+from stack.models.traced import traced
 from stack.schemas.models import Model, ModelType
 from stack.settings import Settings
 from stack.store.model_status import ModelStatus, ModelStatuses
@@ -51,7 +52,7 @@ class Serving:
         if model.provider_id == "openai":
             args = to_args(model)
             key = api_key(args, self._settings, provider_data or {})
-            return OpenAIModel(args, self._remote, key), _context_length(model, {})
+            return self._traced(OpenAIModel(args, self._remote, key), model_id), _context_length(model, {})
         base_id = adapters.base_of(model)
         if base_id is not None:
             adapter, status = await adapters.resolve(self._statuses, model, base_id)
@@ -59,8 +60,11 @@ class Serving:
             raise _not_ready(model_id, status)
         length = _context_length(model, status.description)
         if base_id is not None:
-            return self._inference(base_id, adapter), length
-        return self._inference(model_id), length
+            return self._traced(self._inference(base_id, adapter), model_id), length
+        return self._traced(self._inference(model_id), model_id), length
+
+    def _traced(self, model: Inference, model_id: str) -> Inference:
+        return traced(model, model_id, self._settings.telemetry_content)
 
     async def find(self, model_id: str) -> tuple[Model, ModelStatus | None]:
         """A model, and what is known of how it is served. Raises NotFound."""

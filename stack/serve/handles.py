@@ -21,6 +21,7 @@ from stack.engine.base import Adapter, Dialog, Priority, Probabilities
 from stack.engine.embedding.vectors import Spans, Vectors, response_of, slices, text_slices
 from stack.errors import NotReady, Overloaded, StackError
 from stack.models.names import MODEL_DEPLOYMENT, app_name
+from stack.tracing import traceparent
 
 if TYPE_CHECKING:
     from stack.schemas.inference import (
@@ -147,7 +148,8 @@ class ReplicaInference:
         """Closing this generator cancels the replica's, which frees the slot."""
         with _stack_errors(self._model_id):
             call = getattr(self._handle.options(stream=True), method)
-            chunks = call.remote(request, max(priority, self._lowest), *self._adapter)
+            further = {} if (parent := traceparent()) is None else {"traceparent": parent}
+            chunks = call.remote(request, max(priority, self._lowest), *self._adapter, **further)
             try:
                 async for chunk in chunks:
                     yield chunk

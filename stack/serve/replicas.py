@@ -17,6 +17,7 @@ from stack.errors import BadRequest, StackError
 from stack.models.args import ModelArgs
 from stack.serve.cluster import ServeCluster
 from stack.serve.meter import ServeMeter
+from stack.tracing import go_on
 
 if TYPE_CHECKING:
     from stack.engine.adapters.loaded import Adapters
@@ -52,13 +53,20 @@ class Model:
         settings = get_settings()
         configure_logging(settings.log_level)
         self._settings = settings
-        self._inference: LocalModel = open_model(args, settings, ServeMeter("model_id", args.model_id))
+        self._meter = ServeMeter("model_id", args.model_id)
+        self._inference: LocalModel = open_model(args, settings, self._meter)
+        self._recording: contextlib.AsyncExitStack | None = None
         self._adapters: AdapterLoader | None = None
         self._adapters_held = args.max_adapters
 
     async def completion(
-        self, request: CompletionRequest, priority: Priority, adapter: Adapter | None = None
+        self,
+        request: CompletionRequest,
+        priority: Priority,
+        adapter: Adapter | None = None,
+        traceparent: str | None = None,
     ) -> AsyncGenerator[CompletionResponseStreamChunk]:
+        await self._belong(traceparent)
         if adapter is None:
             stream = self._inference.completion(request, priority)
         else:
@@ -68,8 +76,13 @@ class Model:
                 yield chunk
 
     async def chat_completion(
-        self, request: ChatCompletionRequest, priority: Priority, adapter: Adapter | None = None
+        self,
+        request: ChatCompletionRequest,
+        priority: Priority,
+        adapter: Adapter | None = None,
+        traceparent: str | None = None,
     ) -> AsyncGenerator[ChatCompletionResponseStreamChunk]:
+        await self._belong(traceparent)
         if adapter is None:
             stream = self._inference.chat_completion(request, priority)
         else:
@@ -77,6 +90,17 @@ class Model:
         async with contextlib.aclosing(_generator(stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def _belong(self, traceparent: str | None) -> None:
+        """What this task does belongs to the caller's span. The first one starts the recording."""
+        if traceparent is None:
+            return
+        if self._recording is None:
+            from stack.telemetry.recording import open_recording
+
+            self._recording = contextlib.AsyncExitStack()
+            await self._recording.enter_async_context(open_recording(self._settings, self._meter))
+        go_on(traceparent)
 
     async def _with(self, adapter: Adapter) -> TextModel:
         """The model, once it holds the adapter."""

@@ -21,9 +21,9 @@ from stack.schemas.telemetry import (
 from stack.settings import Settings
 from stack.telemetry.conditions import checked
 from stack.telemetry.export import save_spans
+from stack.telemetry.recording import recording
 from stack.telemetry.spans import records_of
 from stack.telemetry.store import Spans, open_spans
-from stack.telemetry.tracing import recording
 from stack.telemetry.writer import Writer
 
 DEFAULT_TRACES = 100

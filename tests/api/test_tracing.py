@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from stack.context import Stack
+from stack.schemas.inference import MetricInResponse
+from tests.api.fake import FakeInference, complete, progress, start
 
 
 async def spans_of(client: httpx.AsyncClient, trace_id: str, count: int = 1) -> list[dict[str, Any]]:
@@ -61,6 +63,23 @@ async def test_requests_at_once_have_traces_of_their_own(client: httpx.AsyncClie
         (span,) = await spans_of(client, trace)
         assert span["attributes"]["url.path"] == f"/v1/models/m{number}"
     assert await stack.telemetry.query_traces(_all()) != []
+
+
+async def test_a_chat_has_a_span(client: httpx.AsyncClient, fake: FakeInference) -> None:
+    body = {"model_id": "tiny", "messages": [{"role": "user", "content": "a secret"}]}
+    end = complete()
+    usage = [MetricInResponse(metric=name, value=7) for name in ("prompt_tokens", "completion_tokens")]
+    fake.script = [start(), progress("hello"), end.model_copy(update={"metrics": usage})]
+    for stream in (False, True):
+        answer = await client.post("/v1/inference/chat-completion", json=body | {"stream": stream})
+        assert answer.status_code == 200
+        root, chat = await spans_of(client, answer.headers["x-trace-id"], 2)
+        assert (chat["name"], chat["parent_span_id"]) == ("chat tiny", root["span_id"])
+        attributes = chat["attributes"]
+        assert attributes["gen_ai.request.model"] == "tiny"
+        assert attributes["gen_ai.usage.output_tokens"] == 7
+        assert attributes["gen_ai.response.finish_reasons"] == ["stop"]
+        assert "secret" not in str(attributes)
 
 
 def _all() -> Any:

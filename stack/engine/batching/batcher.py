@@ -33,9 +33,12 @@ from stack.engine.batching.sampling import NO_TOKEN, Row, draw
 from stack.engine.batching.schedule import QUICK_S, Pace, Waiting, share
 from stack.engine.batching.text_stream import TokenTexts, decoder
 from stack.errors import NotReady, Overloaded, StackError
+from stack.tracing import took
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from opentelemetry.context import Context
 
     from stack.engine.batching.sampling import Logprobs
 
@@ -223,6 +226,7 @@ class Batcher:
                     self._slots.release(slot)
                     continue
             request.slot = slot
+            request.admitted = request.admitted or time.perf_counter()
             self._live.append(request)
             self._meter.count(metrics.REUSED_TOKENS, slot.computed)
 
@@ -360,6 +364,8 @@ class Batcher:
         self._end(request, output)
 
     def _end(self, request: Request, last: Output | StackError) -> None:
+        if request.trace is not None:
+            _tell(request, request.trace)
         with self._changed:
             self._count_out(request)
         self._leave(request)
@@ -420,3 +426,19 @@ def _no_token(request: Request) -> StackError:
     if request.generation.constraint is not None:
         return StackError("the output's grammar allows no further token here; simplify the schema or grammar")
     return StackError("the model computed no valid probabilities for this request (not a number)")
+
+
+def _tell(request: Request, trace: Context) -> None:
+    """Where the request's time went: waiting for a slot, its prompt, its answer."""
+    wall, now = time.time_ns(), time.perf_counter()
+
+    def at(seconds: float) -> int:
+        return wall - int((now - seconds) * 1e9)
+
+    admitted = request.admitted or now
+    first = request.first_token or now
+    took("queue", trace, at(request.arrived), at(admitted))
+    if request.admitted:
+        took("prefill", trace, at(admitted), at(first))
+    if request.first_token is not None:
+        took("decode", trace, at(first), wall)

@@ -10,6 +10,7 @@ from stack.engine.batching.outputs import OutputStream
 from stack.engine.batching.sampling import Logprobs, Row, check_sampling
 from stack.engine.batching.text_stream import TextStream
 from stack.errors import BadRequest, ContextTooLong
+from stack.tracing import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +41,8 @@ class Request:
         self.cancelled = False  # the consumer is gone
         self.ended = False  # no longer counted among those that wait or hold a slot
         self.arrived = time.perf_counter()
+        self.admitted = 0.0  # when it got its slot, the first time
+        self.trace = recorded()  # its spans' parent
         self.first_token: float | None = None
 
     @property

@@ -1,69 +1,26 @@
-"""Spans of this server, by OpenTelemetry: recorded in the store, and sent to a collector by setting.
-
-Whoever does something that is worth a span takes `TRACER`, which costs next to nothing while nobody records.
-A span's parent is the current one of the task; another process is told of it as a `traceparent` (W3C).
-"""
+"""What this process does, into the store, and to a collector by setting."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, StatusCode, use_span
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import StatusCode
 
 from stack.telemetry.spans import SpanRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from stack.engine.base import Meter
     from stack.settings import Settings
     from stack.telemetry.writer import Writer
 
-TRACER = trace.get_tracer("stack")
-
-_PROPAGATOR = TraceContextTextMapPropagator()
 _installed = False
 _recorders: list[Callable[[ReadableSpan], None]] = []  # of the stacks that are open in this process
-
-
-def parent_of(traceparent: str | None) -> Context | None:
-    """The context of another process's span; None: that of this task."""
-    return None if traceparent is None else _PROPAGATOR.extract({"traceparent": traceparent})
-
-
-def traceparent() -> str | None:
-    """Of the current span, for another process; None when there is none."""
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier)
-    return carrier.get("traceparent")
-
-
-@contextmanager
-def span(name: str, attributes: Mapping[str, Any] | None = None) -> Generator[Span]:
-    """A span around a block, current within it; an error that leaves the block is its status.
-
-    Not around a `yield`: a generator may end in another context than it began in. There `begin` and `end`.
-    """
-    with use_span(TRACER.start_span(name, attributes=attributes), end_on_exit=False) as current:
-        try:
-            yield current
-        except BaseException as error:
-            end(current, error)
-            raise
-        end(current)
-
-
-def end(current: Span, error: BaseException | None = None) -> None:
-    """An error is told by its class only: its text may quote what a caller said."""
-    if error is not None and not isinstance(error, GeneratorExit | asyncio.CancelledError):
-        current.set_attribute("error.type", type(error).__name__)
-        current.set_status(StatusCode.ERROR)
-    current.end()
 
 
 @contextmanager
@@ -119,11 +76,7 @@ def _install(settings: Settings) -> None:
 
 
 def _record(span: ReadableSpan, ttl_us: int) -> SpanRecord:
-    context, start, stop = (
-        span.get_span_context(),
-        (span.start_time or 0) // 1000,
-        (span.end_time or 0) // 1000,
-    )
+    context, stop = span.get_span_context(), (span.end_time or 0) // 1000
     assert context is not None
     return SpanRecord(
         trace_id=f"{context.trace_id:032x}",
@@ -139,3 +92,21 @@ def _record(span: ReadableSpan, ttl_us: int) -> SpanRecord:
             for key, value in (span.attributes or {}).items()
         },
     )
+
+
+@asynccontextmanager
+async def open_recording(settings: Settings, meter: Meter) -> AsyncGenerator[None]:
+    """For a process that answers no questions about traces."""
+    from stack.telemetry.store import open_spans
+    from stack.telemetry.writer import Writer
+
+    if not settings.telemetry:
+        yield
+        return
+    async with open_spans(settings) as spans:
+        writer = Writer(spans, meter)
+        try:
+            with recording(settings, writer):
+                yield
+        finally:
+            await writer.close()
