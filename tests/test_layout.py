@@ -13,10 +13,10 @@ PACKAGE = ROOT / "stack"
 
 LAYERS = (
     {"errors", "settings", "schemas", "logs", "tracing", "bounded"},
-    {"egress", "store", "engine", "models"},
+    {"egress", "store", "engine", "models", "telemetry"},
     {"files", "jobs"},
     {"datasets", "vector"},
-    {"batch", "rag", "safety", "sandbox", "scoring", "synthetic", "telemetry", "training"},
+    {"batch", "rag", "safety", "sandbox", "scoring", "synthetic", "training"},
     {"tools"},
     {"agents"},
     {"evaluation"},

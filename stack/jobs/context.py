@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span
 
 from stack.settings import Settings
 from stack.store.database import Database
 from stack.store.job_items import Item, JobItems
 from stack.store.jobs import Job, Lease
+from stack.tracing import TRACER, recorded
 
 
 class JobContext:
@@ -18,6 +23,8 @@ class JobContext:
         self._lease, self._items = lease, JobItems(database)
         self._progress: dict[str, Any] = dict(lease.job.progress)
         self._stop = threading.Event()
+        self._trace: Context | None = None  # of the job's span
+        self._stage: Span | None = None
 
     @property
     def job(self) -> Job:
@@ -45,7 +52,25 @@ class JobContext:
 
         Costs nothing: the newest values are written about every second. From any thread.
         """
+        if "phase" in values and values["phase"] != self._progress.get("phase"):
+            self._next_stage(values["phase"])
         self._progress = {**self._progress, **values}
+
+    @contextmanager
+    def stages(self) -> Generator[None]:
+        """Within it each phase that `progress` tells of is a span below the current one."""
+        self._trace = recorded()
+        try:
+            yield
+        finally:
+            self._next_stage(None)
+
+    def _next_stage(self, name: str | None) -> None:
+        stage, self._stage = self._stage, None
+        if stage is not None:
+            stage.end()
+        if name is not None and self._trace is not None:
+            self._stage = TRACER.start_span(f"stage {name}", self._trace)
 
     @property
     def shown(self) -> dict[str, Any]:

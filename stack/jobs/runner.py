@@ -13,6 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
+from stack.engine.base import NoMeter
 from stack.errors import TRANSIENT, NotFound, NotReady, Overloaded, StackError
 from stack.jobs.context import JobContext
 from stack.jobs.keeper import Keeper
@@ -21,6 +22,8 @@ from stack.logs import configure_logging
 from stack.settings import Settings, get_settings
 from stack.store.database import open_database
 from stack.store.jobs import ClaimRefused, Jobs, Lease, LeaseLost
+from stack.telemetry.recording import open_recording
+from stack.tracing import go_on, span
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,9 @@ async def _run(work: Work, job_id: str, settings: Settings) -> int:
             log.warning("%s", error)
             return 2
         log.info("job %s begins, attempt %d", job_id, lease.job.attempt)
-        return await _Run(jobs, lease, JobContext(settings, database, lease)).run(work)
+        async with open_recording(settings, NoMeter()):
+            go_on(lease.job.traceparent)
+            return await _Run(jobs, lease, JobContext(settings, database, lease)).run(work)
 
 
 def _runner() -> str:
@@ -167,7 +172,10 @@ class _Run:
 
 
 async def _call(work: Work, context: JobContext) -> Mapping[str, Any]:
-    return await work(context)
+    job = context.job
+    attributes = {"stack.job_id": job.id, "stack.job_kind": job.kind, "stack.job_attempt": job.attempt}
+    with span(f"job {job.kind}", attributes), context.stages():
+        return await work(context)
 
 
 def _unforeseen(error: BaseException, job_id: str) -> str:

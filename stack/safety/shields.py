@@ -20,6 +20,7 @@ from stack.schemas.shields import RegisterShieldRequest, Shield
 from stack.settings import Settings
 from stack.store.database import Database
 from stack.store.registry import Registry
+from stack.tracing import span
 
 _BUILT_IN = {name: Shield(identifier=name, provider_resource_id=name, provider_id=name) for name in BUILT_IN}
 
@@ -82,7 +83,9 @@ class Shields:
         provider = self._provider(shield)
         given: JsonObject = {key: value for key, value in params.items() if value is not None}
         merged = parse_params(provider.params, (shield.params or {}) | given)
-        found = await provider.run(Call(shield, merged, messages, provider_data or {}))
+        with span(f"shield {shield_id}", {"stack.shield_id": shield_id}) as current:
+            found = await provider.run(Call(shield, merged, messages, provider_data or {}))
+            current.set_attribute("stack.violation", found is not None)
         if found is None:
             return None
         return found.model_copy(update={"metadata": found.metadata | {"shield_id": shield_id}})

@@ -21,6 +21,7 @@ from stack.errors import BadRequest, NotFound, StackError
 from stack.schemas.common import JobStatus
 from stack.store.database import Database
 from stack.store.tables import jobs
+from stack.tracing import traceparent
 
 LEASE_S = 15.0
 RENEW_S = 3.0
@@ -47,6 +48,7 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    traceparent: str | None = None  # the span that submitted it
 
     @property
     def ended(self) -> bool:
@@ -110,6 +112,7 @@ class Jobs:
             "progress": "{}",
             "created_at": _now(),
             "swept": False,
+            "traceparent": traceparent(),
         }
         try:
             async with self.database.write() as connection:

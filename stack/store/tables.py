@@ -127,6 +127,7 @@ jobs = Table(
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
     Column("swept", Boolean, nullable=False),  # its items, files and log are removed
+    Column("traceparent", String(64)),  # the span that submitted it
 )
 
 job_items = Table(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic_core import to_json
 
-from stack.datasets.datasets import Datasets
 from stack.errors import BadRequest, NotFound
 from stack.schemas.common import JsonObject
-from stack.schemas.datasets import RegisterDatasetRequest, RowsDataSource
+from stack.schemas.datasets import Dataset, RegisterDatasetRequest, RowsDataSource
 from stack.schemas.telemetry import SaveSpansToDatasetRequest
 from stack.telemetry.conditions import checked
 from stack.telemetry.spans import moment
@@ -21,6 +20,14 @@ _PAGE = 1000  # spans that are read together, and rows of an append
 # What is written to `question` and `answer` of a row which has none: the first of these that the span has.
 _QUESTIONS = ("question", "input", "gen_ai.input.messages")
 _ANSWERS = ("answer", "output", "gen_ai.output.messages")
+
+
+class Datasets(Protocol):
+    """What is needed of them."""
+
+    async def append(self, identifier: str, rows: Sequence[dict[str, Any]]) -> None: ...
+
+    async def register(self, request: RegisterDatasetRequest) -> Dataset: ...
 
 
 async def save_spans(spans: Spans, datasets: Datasets, request: SaveSpansToDatasetRequest) -> int:

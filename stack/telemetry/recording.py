@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from stack.telemetry.writer import Writer
 
 _installed = False
-_recorders: list[Callable[[ReadableSpan], None]] = []  # of the stacks that are open in this process
+_recorders: dict[asyncio.AbstractEventLoop, Callable[[ReadableSpan], None]] = {}  # one suffices in a loop
 
 
 @contextmanager
 def recording(settings: Settings, writer: Writer) -> Generator[None]:
     """Within it the spans of this process go to the writer, whose event loop is the running one."""
-    if not settings.telemetry:
+    loop = asyncio.get_running_loop()
+    if not settings.telemetry or loop in _recorders:
         yield
         return
     _install(settings)
-    loop = asyncio.get_running_loop()
     ttl_us = int(settings.telemetry_days * 86400e6)
 
     def record(span: ReadableSpan) -> None:
@@ -40,11 +40,11 @@ def recording(settings: Settings, writer: Writer) -> Generator[None]:
         elif not loop.is_closed():
             loop.call_soon_threadsafe(writer.offer, told)
 
-    _recorders.append(record)
+    _recorders[loop] = record
     try:
         yield
     finally:
-        _recorders.remove(record)
+        del _recorders[loop]
 
 
 def _install(settings: Settings) -> None:
@@ -59,7 +59,7 @@ def _install(settings: Settings) -> None:
 
     class ToRecorders(SpanProcessor):
         def on_end(self, span: ReadableSpan) -> None:
-            for record in _recorders:
+            for record in list(_recorders.values()):
                 record(span)
 
     provider = TracerProvider(

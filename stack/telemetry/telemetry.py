@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-from stack.datasets.datasets import Datasets
 from stack.engine.base import Meter
 from stack.schemas.common import JsonObject
 from stack.schemas.telemetry import (
@@ -20,7 +19,7 @@ from stack.schemas.telemetry import (
 )
 from stack.settings import Settings
 from stack.telemetry.conditions import checked
-from stack.telemetry.export import save_spans
+from stack.telemetry.export import Datasets, save_spans
 from stack.telemetry.recording import recording
 from stack.telemetry.spans import records_of
 from stack.telemetry.store import Spans, open_spans

@@ -28,6 +28,7 @@ from stack.tools.rag import INSERT, RagTools
 from stack.tools.search.provider import WebSearch, vendors
 from stack.tools.web import Web
 from stack.tools.wolfram import WolframAlpha
+from stack.tracing import span
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +99,13 @@ class Tools:
             for parameter in tool.definition.parameters or []
             if parameter.name in args
         }
+        name, group = tool.definition.name, tool.group.identifier
+        attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": name}
         try:
-            provider = self.groups.provider_of(tool.group)
-            read = checked(tool.definition, arguments | given, open_ended=_takes_more(tool))
-            return await provider.invoke(tool.group, tool.definition.name, read, replace(context, args=args))
+            with span(f"execute_tool {name}", attributes | {"stack.toolgroup_id": group}):
+                provider = self.groups.provider_of(tool.group)
+                read = checked(tool.definition, arguments | given, open_ended=_takes_more(tool))
+                return await provider.invoke(tool.group, name, read, replace(context, args=args))
         except StackError as error:
             log.info("tool %s of %s: %s", tool.definition.name, tool.group.identifier, error.title)
             return _failed(error)

@@ -16,6 +16,7 @@ from stack.schemas.content import ImageContentItem, InterleavedContent
 from stack.schemas.vector_io import Chunk
 from stack.store.database import Database
 from stack.store.lance import Lance, TableGone, lance_errors
+from stack.tracing import span
 from stack.vector import search
 from stack.vector.embedding import embed
 from stack.vector.feedback import hybrid
@@ -93,7 +94,17 @@ class VectorStore:
         """At most params.max_chunks chunks, best first. Raises NotFound, BadRequest."""
         if not vector_db_ids:
             raise BadRequest("vector_db_ids is empty: name at least one vector database")
-        located = [await self._indexes.find(name) for name in dict.fromkeys(vector_db_ids)]
+        names = list(dict.fromkeys(vector_db_ids))
+        attributes = {"gen_ai.operation.name": "retrieval", "stack.vector_db_ids": names}
+        with span(f"retrieval {', '.join(names)}"[:200], attributes) as current:
+            found = await self._query(names, query, params)
+            current.set_attribute("stack.chunks", len(found))
+            return found
+
+    async def _query(
+        self, names: Sequence[str], query: InterleavedContent, params: QueryParams
+    ) -> list[ScoredChunk]:
+        located = [await self._indexes.find(name) for name in names]
         vectors = {} if params.mode is Mode.KEYWORD else await self._vectors(located, query)
         async with self._present(*located):
             tables = [(one, await self._table(one)) for one in located]

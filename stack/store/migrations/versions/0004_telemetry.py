@@ -1,4 +1,4 @@
-"""Traces, spans, what spans are found by, and their events."""
+"""Traces, spans, what spans are found by, and their events; which span submitted a job."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,6 +8,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
+    op.add_column("jobs", sa.Column("traceparent", sa.String(64)))
     number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
     op.create_table(
         "traces",
