@@ -1,0 +1,172 @@
+"""Queries over many spans, and what recording costs.
+
+    python benchmarks/telemetry.py queries --spans 10000 100000 1000000
+    python benchmarks/telemetry.py cost --url http://127.0.0.1:8321 --other http://127.0.0.1:8322
+
+queries: fills an SQLite file in a temporary folder, or the database at --database, and asks each query of the API
+20 times; medians. cost: two running servers, one of them with STACK_TELEMETRY=false, asked in turn: the median
+time of a request that does nothing, and chats per second with 8 clients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+MODELS = ("smollm2-135m", "all-MiniLM-L6-v2", "org/rare")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("queries", "cost"))
+    parser.add_argument("--spans", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--database", help="SQLAlchemy URL of an empty database")
+    parser.add_argument("--url", default="http://127.0.0.1:8321")
+    parser.add_argument("--other", default="http://127.0.0.1:8322")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    print(f"load {os.getloadavg()[0]:.1f}")
+    asyncio.run(queries(args) if args.what == "queries" else cost(args))
+
+
+async def queries(args: argparse.Namespace) -> None:
+    from stack.settings import Settings
+    from stack.telemetry.store import open_spans
+
+    with tempfile.TemporaryDirectory() as home:
+        settings = Settings(home=Path(home), telemetry_url=args.database)
+        async with open_spans(settings) as store:
+            filled = 0
+            for total in sorted(args.spans):
+                began = time.perf_counter()
+                for first in tqdm(range(filled, total, 1000), unit="k spans"):
+                    await store.write(spans(first, min(1000, total - first)))
+                rate = (total - filled) / (time.perf_counter() - began)
+                filled = total
+                size = sum(file.stat().st_size for file in Path(home).glob("telemetry.db*")) / 2**20
+                print(f"{total:,} spans, {rate:,.0f} a second, {size:,.0f} MiB")
+                await ask(store, total)
+
+
+def spans(first: int, count: int) -> list[Any]:
+    """Traces of ten spans each, as chats of agents have them."""
+    from stack.telemetry.spans import SpanRecord
+
+    rng, now = random.Random(first), int(time.time() * 1e6)
+    found = []
+    for number in range(first, first + count):
+        trace, place = divmod(number, 10)
+        start = now - 10**9 + number * 10
+        model = MODELS[0] if rng.random() < 0.9 else MODELS[1] if rng.random() < 0.999 else MODELS[2]
+        attributes = {
+            "gen_ai.request.model": model,
+            "gen_ai.operation.name": rng.choice(("chat", "embeddings", "execute_tool")),
+            "gen_ai.usage.output_tokens": rng.randrange(1000),
+            "session_id": f"session-{trace // 5}",
+            "http.response.status_code": rng.choice((200, 200, 200, 500)),
+        }
+        found.append(
+            SpanRecord(
+                f"{trace:032x}",
+                f"{number:016x}",
+                now + 10**12,
+                f"span {place}",
+                None if place == 0 else f"{number - place + (place - 1) // 2:016x}",
+                start,
+                start + rng.randrange(10**6),
+                "ok",
+                dict(attributes),
+            )  # fmt: skip
+        )
+    return found
+
+
+async def ask(store: Any, total: int) -> None:
+    from stack.schemas.telemetry import QueryCondition
+    from stack.telemetry.conditions import checked
+
+    def where(key: str, op: str, value: Any) -> Any:
+        return checked([QueryCondition.model_validate({"key": key, "op": op, "value": value})])
+
+    middle = total // 2
+    common = where("gen_ai.request.model", "eq", MODELS[0])
+    rare = where("gen_ai.request.model", "eq", MODELS[2])
+    session = where("session_id", "eq", f"session-{middle // 50}")
+    slow = where("span.duration_ms", "gt", 999.9)
+    calls: dict[str, Callable[[], Awaitable[Any]]] = {
+        "get trace": lambda: store.trace(f"{middle // 10:032x}"),
+        "get span": lambda: store.span(f"{middle // 10:032x}", f"{middle:016x}"),
+        "span tree": lambda: store.tree(f"{middle:016x}"),
+        "traces, no filter": lambda: store.traces([]),
+        "traces, a session": lambda: store.traces(session),
+        "traces, nine in ten": lambda: store.traces(common),
+        "traces, one in 10,000": lambda: store.traces(rare),
+        "traces, two filters": lambda: store.traces([*common, *slow]),
+        "traces, by end": lambda: store.traces(common, ["-end_time"]),
+        "spans, a session": lambda: store.find(session, 1000),
+        "spans, nine in ten": lambda: store.find(common, 100),
+        "spans, not nine in ten": lambda: store.find(where("gen_ai.request.model", "ne", MODELS[0]), 100),
+        "spans, slow": lambda: store.find(slow, 1000),
+        "spans, more than 500 tokens": lambda: store.find(
+            where("gen_ai.usage.output_tokens", "gt", 500), 100
+        ),
+        "spans, a key that none has": lambda: store.find(where("none", "eq", 1), 100),
+    }
+    for name, call in calls.items():
+        times = []
+        for _ in range(20):
+            began = time.perf_counter()
+            await call()
+            times.append(time.perf_counter() - began)
+        print(f"  {name:28} {statistics.median(times) * 1e3:8.1f} ms, at most {max(times) * 1e3:.1f}")
+
+
+async def cost(args: argparse.Namespace) -> None:
+    async with httpx.AsyncClient(timeout=120) as client:
+        found: dict[str, list[tuple[float, float]]] = {args.url: [], args.other: []}
+        for _ in range(args.rounds):
+            for url, rounds in found.items():
+                rounds.append((await no_op(client, url), await chats(client, url, args.model)))
+        for url, rounds in found.items():
+            p50, rate = (statistics.median(column) for column in zip(*rounds, strict=True))
+            print(f"{url}: no-op p50 {p50 * 1e3:.2f} ms, {rate:.2f} chats/s")
+
+
+async def no_op(client: httpx.AsyncClient, url: str) -> float:
+    times = []
+    for _ in range(300):
+        began = time.perf_counter()
+        (await client.get(f"{url}/v1/version")).raise_for_status()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+async def chats(client: httpx.AsyncClient, url: str, model: str) -> float:
+    async def one(number: int) -> None:
+        messages = [{"role": "user", "content": f"{number}: what is the capital of France?"}]
+        sampling = {"strategy": {"type": "greedy"}, "max_tokens": 32}
+        body = {"model_id": model, "messages": messages, "sampling_params": sampling}
+        (await client.post(f"{url}/v1/inference/chat-completion", json=body)).raise_for_status()
+
+    began = time.perf_counter()
+    for first in range(0, 32, 8):
+        await asyncio.gather(*(one(first + number) for number in range(8)))
+    return 32 / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
