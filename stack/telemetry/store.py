@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +19,6 @@ from sqlalchemy import (
     exists,
     insert,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -144,11 +143,8 @@ class Spans:
         level: list[Found] = list(roots)
         depth = 1
         while level and (max_depth is None or depth < max_depth):
-            parents = [(each.trace_id, each.span_id) for each in level]
-            children: list[Found] = []
-            for some in _parts(parents):
-                below = tuple_(spans.c.trace_id, spans.c.parent_span_id).in_(some)
-                children += await self._read(_SELECT.where(below, _started()).limit(MAX_SPANS + 1))
+            parents = _by_trace((each.trace_id, each.span_id) for each in level)
+            children = await self._query(lambda connection, parents=parents: _children(connection, parents))  # type: ignore[misc]
             level = [each for each in children if each.id not in found]  # parents may go round in circles
             found |= {each.id: each for each in level}
             depth += 1
@@ -289,14 +285,33 @@ _COLUMNS = (
 _SELECT = select(*_COLUMNS)
 
 
+def _by_trace(keys: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Span ids by their trace: SQLite uses no index for pairs in a list of pairs."""
+    found: dict[str, list[str]] = {}
+    for trace_id, span_id in keys:
+        found.setdefault(trace_id, []).append(span_id)
+    return found
+
+
+def _children(connection: Connection, parents: Mapping[str, Sequence[str]]) -> list[Found]:
+    found: list[Found] = []
+    for trace_id, span_ids in parents.items():
+        for some in _parts(span_ids):
+            below = and_(spans.c.trace_id == trace_id, spans.c.parent_span_id.in_(some))
+            rows = connection.execute(_SELECT.where(below, _started()).limit(MAX_SPANS + 1))
+            found += [_found(row) for row in rows]
+    return found
+
+
 def _write(
     connection: Connection, told: dict[tuple[str, str], SpanRecord], events: Sequence[EventRecord]
 ) -> None:
     known = {}
-    for some in _parts(told):
-        here = tuple_(spans.c.trace_id, spans.c.span_id).in_(some)
-        for row in connection.execute(select(*_COLUMNS, spans.c.expires_us).where(here).with_for_update()):
-            known[row.trace_id, row.span_id] = row
+    for trace_id, span_ids in _by_trace(told).items():
+        for some in _parts(span_ids):
+            here = and_(spans.c.trace_id == trace_id, spans.c.span_id.in_(some))
+            query = select(*_COLUMNS, spans.c.expires_us).where(here).with_for_update()
+            known |= {(trace_id, row.span_id): row for row in connection.execute(query)}
     new = [record for key, record in told.items() if key not in known]
     attributes: list[dict[str, Any]] = []
     if new:
