@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, get_current_span, use_span
+from opentelemetry.trace import Span, SpanKind, StatusCode, get_current_span, use_span
 from starlette.exceptions import HTTPException
 
 from stack.errors import TooLarge
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_NOT_RECORDED = ("/v1/telemetry/", "/v1/health")  # asked all the time, by those who look on
+_NOT_RECORDED = ("/v1/telemetry/", "/v1/health", "/ui", "/docs")  # asked all the time, by those who look on
 
 
 class Tracing:
-    """Gives each request a trace id (the caller's `traceparent` or a new one), a log line, and for an error
-    that nothing else handled the answer 500."""
+    """Gives each request a trace id (the caller's `traceparent` or a new one), a span, a log line, and for an
+    error that nothing else handled the answer 500.
+
+    `traceresponse` names the request's span, as in W3C's Trace Context, level 2: feedback is logged on it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -40,14 +43,16 @@ class Tracing:
         span = _begin(scope)
         context = span.get_span_context()
         trace = f"{context.trace_id:032x}" if context.is_valid else f"{getrandbits(128):032x}"
-        header = (b"x-trace-id", trace.encode())
+        headers = [(b"x-trace-id", trace.encode())]
+        if span.is_recording():
+            headers.append((b"traceresponse", f"00-{trace}-{context.span_id:016x}-01".encode()))
         status, start = 0, perf_counter()
 
         async def send_traced(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), header]}
+                message = {**message, "headers": [*message.get("headers", ()), *headers]}
             await send(message)
 
         token = trace_id.set(trace)
@@ -79,7 +84,7 @@ def _begin(scope: Scope) -> Span:
     given = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
     parent = parent_of(str(given, "ascii")) if _TRACEPARENT.match(given) else Context()
     if scope["path"].startswith(_NOT_RECORDED):
-        return INVALID_SPAN if parent is None else get_current_span(parent)
+        return get_current_span(parent)
     attributes = {"http.request.method": scope["method"], "url.path": scope["path"]}
     return TRACER.start_span(scope["method"], parent, SpanKind.SERVER, attributes)
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, StatusCode, use_span
+from opentelemetry.trace import Span, SpanKind, StatusCode, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 TRACER = trace.get_tracer("stack")
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_COMMON = context.create_key("stack-common-attributes")
 
 
 def parent_of(traceparent: str) -> Context:
@@ -49,13 +50,32 @@ def _of(current: Context) -> str | None:
 
 
 @contextmanager
-def span(name: str, attributes: Mapping[str, Any] | None = None) -> Generator[Span]:
+def common(attributes: Mapping[str, Any]) -> Generator[None]:
+    """Within it every span that begins in this process has these attributes, too."""
+    token = context.attach(context.set_value(_COMMON, {**_common(), **attributes}))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+def _common() -> Mapping[str, Any]:
+    found: Mapping[str, Any] = context.get_value(_COMMON) or {}  # type: ignore[assignment]
+    return found
+
+
+def begin(name: str, attributes: Mapping[str, Any], kind: SpanKind = SpanKind.INTERNAL) -> Span:
+    """A span that is not current, and that `end` ends."""
+    return TRACER.start_span(name, kind=kind, attributes={**_common(), **attributes})
+
+
+@contextmanager
+def span(name: str, attributes: Mapping[str, Any]) -> Generator[Span]:
     """A span around a block, current within it; an error that leaves the block is its status.
 
-    Not around a `yield`: a generator may end in another context than it began in. There `TRACER.start_span`,
-    and `end`.
+    Not around a `yield`: a generator may end in another context than it began in. There `begin` and `end`.
     """
-    with use_span(TRACER.start_span(name, attributes=attributes), end_on_exit=False) as current:
+    with use_span(begin(name, attributes), end_on_exit=False) as current:
         try:
             yield current
         except BaseException as error:

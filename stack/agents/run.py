@@ -36,7 +36,7 @@ from stack.schemas.agents import (
 from stack.schemas.content import ContentDelta, ToolCall, ToolCallDelta
 from stack.schemas.messages import CompletionMessage, Message, ToolConfig
 from stack.schemas.safety import SafetyViolation
-from stack.tracing import span
+from stack.tracing import common, span
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -145,7 +145,8 @@ class Run:
         try:
             if self._stopped:
                 raise _Left
-            with span("invoke_agent", self._attributes("invoke_agent")):
+            ids = {"session_id": self.record.session_id, "turn_id": self.record.turn_id}
+            with common(ids), span("invoke_agent", {"gen_ai.operation.name": "invoke_agent"}):
                 await self._loop()
         except (_Left, asyncio.CancelledError):
             await self._end_early("stopped", self._reason)
@@ -272,7 +273,7 @@ class Run:
             else:
                 await self._emit(events.step_progressed("inference", step_id, delta))
 
-        with self._interrupted(), span("step inference", self._attributes(step_id=step_id)):
+        with self._interrupted(), common({"step_id": step_id}), span("step inference", {}):
             answer = await plan.asker.ask(plan.prompt, self._tool_config(final, note is not None), note, tell)
         said = answer.message
         checks, violation = await self._check(shield_ids, [*self.record.request.messages, said])
@@ -351,7 +352,7 @@ class Run:
         if known is not None:
             called = Called(known.model_copy(update={"call_id": call.call_id}))
         else:
-            with span("step tool_execution", self._attributes(step_id=step_id)):
+            with common({"step_id": step_id}), span("step tool_execution", {}):
                 called = await self._plan.toolbox.call(
                     call, self._plan.provider_data, files, self._plan.memory
                 )
@@ -382,13 +383,6 @@ class Run:
         await self._emit(events.step_completed(step))
 
     # What all steps share.
-
-    def _attributes(self, operation: str | None = None, step_id: str | None = None) -> dict[str, str]:
-        """Of a span."""
-        found = {"session_id": self.record.session_id, "turn_id": self.record.turn_id}
-        if operation is not None:
-            found["gen_ai.operation.name"] = operation
-        return found if step_id is None else found | {"step_id": step_id}
 
     def _step(self, started: datetime, step_id: str) -> dict[str, Any]:
         return {

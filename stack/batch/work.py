@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stack.batch.parts import Part, Results, Row, Source, Stores
 from stack.batch.rolling import patiently, rolling
 from stack.datasets.tables import RowTables
+from stack.engine.base import NoMeter
 from stack.errors import TRANSIENT, StackError
 from stack.files.blobs import Blobs
 from stack.files.files import Files
@@ -22,6 +23,8 @@ from stack.settings import Settings, get_settings
 from stack.store.database import open_database
 from stack.store.lance import open_lance
 from stack.store.storage import open_storage
+from stack.telemetry.recording import open_recording
+from stack.tracing import go_on, traceparent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,7 +173,7 @@ class _Parts:
 async def _on_ray(
     job_id: str, source: Source, open_answer: Work, parts: Sequence[Part]
 ) -> AsyncGenerator[Outcome]:
-    outcomes = await asyncio.to_thread(_outcomes, job_id, source, open_answer, parts)
+    outcomes = await asyncio.to_thread(_outcomes, job_id, source, open_answer, parts, traceparent())
     try:
         while (found := await asyncio.to_thread(next, outcomes, None)) is not None:
             yield found
@@ -178,7 +181,9 @@ async def _on_ray(
         outcomes = None  # type: ignore[assignment]  # ends Ray Data's execution
 
 
-def _outcomes(job_id: str, source: Source, open_answer: Work, parts: Sequence[Part]) -> Iterator[Outcome]:
+def _outcomes(
+    job_id: str, source: Source, open_answer: Work, parts: Sequence[Part], parent: str | None
+) -> Iterator[Outcome]:
     import ray.data
 
     from stack.jobs.cluster import cluster_cpus
@@ -190,7 +195,7 @@ def _outcomes(job_id: str, source: Source, open_answer: Work, parts: Sequence[Pa
     workers = min(groups, max(2, cluster_cpus() // 8))
     found = ray.data.from_items(rows, override_num_blocks=groups).map_batches(
         Worker,
-        fn_constructor_args=(job_id, source, open_answer),
+        fn_constructor_args=(job_id, source, open_answer, parent),
         batch_size=None,  # a group
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=_CPUS,
@@ -200,15 +205,20 @@ def _outcomes(job_id: str, source: Source, open_answer: Work, parts: Sequence[Pa
 
 
 class Worker:
-    """Ray Data calls it with a group of parts. It has stores and an event loop of its own."""
+    """Ray Data calls it with a group of parts. It has stores and an event loop of its own.
 
-    def __init__(self, job_id: str, source: Source, open_answer: Work) -> None:
-        self._loop = asyncio.new_event_loop()
+    What it does belongs to the job's span, which `parent` names.
+    """
+
+    def __init__(self, job_id: str, source: Source, open_answer: Work, parent: str | None) -> None:
+        self._loop, self._parent = asyncio.new_event_loop(), parent
         self._open = AsyncExitStack()
         self._parts = self._loop.run_until_complete(self._start(job_id, source, open_answer))
 
     async def _start(self, job_id: str, source: Source, open_answer: Work) -> _Parts:
-        stores = await self._open.enter_async_context(open_stores(get_settings()))
+        settings = get_settings()
+        self._spans = await self._open.enter_async_context(open_recording(settings, NoMeter()))
+        stores = await self._open.enter_async_context(open_stores(settings))
         answer = await self._open.enter_async_context(open_answer())
         return _Parts(job_id, source, answer, stores)
 
@@ -217,4 +227,8 @@ class Worker:
         return {"outcome": [list(found) for found in self._loop.run_until_complete(self._all(parts))]}
 
     async def _all(self, parts: Sequence[Part]) -> list[Outcome]:
-        return [outcome async for outcome in self._parts.work(parts)]
+        go_on(self._parent)
+        outcomes = [outcome async for outcome in self._parts.work(parts)]
+        if self._spans is not None:
+            await self._spans.flush()  # the loop stands still until the next group
+        return outcomes

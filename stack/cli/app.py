@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from stack.cli import agent, batch, chat, doctor, evals, jobs, models, up, version
+from stack.cli import agent, batch, chat, doctor, evals, jobs, models, traces, up, version
 from stack.cli.problems import CliError, report
 from stack.errors import StackError
 
@@ -46,6 +46,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(evals.app, name="eval")
 app.add_typer(batch.app, name="batch")
+app.add_typer(traces.app, name="traces")
 app.command("chat")(chat.chat)
 app.command("agent")(agent.agent)
 app.command("version")(version.version)

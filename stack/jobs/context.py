@@ -24,7 +24,7 @@ class JobContext:
         self._progress: dict[str, Any] = dict(lease.job.progress)
         self._stop = threading.Event()
         self._trace: Context | None = None  # of the job's span
-        self._stage: Span | None = None
+        self._stage: tuple[str, Span] | None = None  # the phase under way
 
     @property
     def job(self) -> Job:
@@ -52,7 +52,7 @@ class JobContext:
 
         Costs nothing: the newest values are written about every second. From any thread.
         """
-        if "phase" in values and values["phase"] != self._progress.get("phase"):
+        if "phase" in values:
             self._next_stage(values["phase"])
         self._progress = {**self._progress, **values}
 
@@ -66,11 +66,13 @@ class JobContext:
             self._next_stage(None)
 
     def _next_stage(self, name: str | None) -> None:
+        if self._stage is not None and self._stage[0] == name:
+            return
         stage, self._stage = self._stage, None
         if stage is not None:
-            stage.end()
+            stage[1].end()
         if name is not None and self._trace is not None:
-            self._stage = TRACER.start_span(f"stage {name}", self._trace)
+            self._stage = name, TRACER.start_span(f"stage {name}", self._trace)
 
     @property
     def shown(self) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opentelemetry.trace import Span, SpanKind, use_span
-from pydantic_core import to_json
 
 from stack import tracing
 from stack.engine.base import Inference, Priority
+from stack.schemas.content import ToolCall, ToolCallDelta
+from stack.telemetry.conversations import INPUT, OUTPUT, told_input, told_output, told_prompt
 
 if TYPE_CHECKING:
     from stack.schemas.inference import (
@@ -51,15 +52,17 @@ class _Traced:
         self, request: CompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[CompletionResponseStreamChunk]:
         span = self._begin("text_completion", request.sampling_params)
-        self._input(span, request.content)
-        return self._stream(span, self._model.completion(request, priority), _completion_end, _text)
+        if self._content:
+            span.set_attribute(INPUT, told_prompt(request.content))
+        return self._stream(span, self._model.completion(request, priority), _Completion())
 
     def chat_completion(
         self, request: ChatCompletionRequest, priority: Priority = Priority.INTERACTIVE
     ) -> AsyncIterator[ChatCompletionResponseStreamChunk]:
         span = self._begin("chat", request.sampling_params)
-        self._input(span, [message.model_dump(mode="json") for message in request.messages])
-        return self._stream(span, self._model.chat_completion(request, priority), _chat_end, _chat_text)
+        if self._content:
+            span.set_attribute(INPUT, told_input(request.messages))
+        return self._stream(span, self._model.chat_completion(request, priority), _Chat())
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
         with tracing.span(f"embeddings {self._model_id}", self._attributes("embeddings")):
@@ -69,9 +72,7 @@ class _Traced:
         attributes = self._attributes(operation)
         if params is not None and params.max_tokens:
             attributes["gen_ai.request.max_tokens"] = params.max_tokens
-        return tracing.TRACER.start_span(
-            f"{operation} {self._model_id}", kind=SpanKind.CLIENT, attributes=attributes
-        )
+        return tracing.begin(f"{operation} {self._model_id}", attributes, SpanKind.CLIENT)
 
     def _attributes(self, operation: str) -> dict[str, Any]:
         return {
@@ -80,64 +81,61 @@ class _Traced:
             "gen_ai.request.model": self._model_id,
         }
 
-    def _input(self, span: Span, said: Any) -> None:
-        if self._content:
-            span.set_attribute("gen_ai.input.messages", to_json(said, fallback=str).decode())
-
-    async def _stream(
-        self,
-        span: Span,
-        chunks: AsyncIterator[T],
-        end_of: Callable[[T], StopReason | None],
-        text_of: Callable[[T], str],
-    ) -> AsyncGenerator[T]:
-        said: list[str] = []
+    async def _stream(self, span: Span, chunks: AsyncIterator[T], said: _Said) -> AsyncGenerator[T]:
         try:
             async with aclosing(cast("AsyncGenerator[T]", chunks)) as stream:
                 with use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
                     first = await anext(stream, None)  # here the call is made: below this span
                 if first is not None:
-                    self._note(span, first, end_of, text_of, said)
+                    said.note(span, first)
                     yield first
                     async for chunk in stream:
-                        self._note(span, chunk, end_of, text_of, said)
+                        said.note(span, chunk)
                         yield chunk
         except BaseException as error:
             tracing.end(span, error)
             raise
         if self._content:
-            span.set_attribute("gen_ai.output.messages", "".join(said))
+            span.set_attribute(OUTPUT, said.told())
         tracing.end(span)
 
-    def _note(
-        self,
-        span: Span,
-        chunk: Any,
-        end_of: Callable[[Any], StopReason | None],
-        text_of: Callable[[Any], str],
-        said: list[str],
-    ) -> None:
-        if self._content:
-            said.append(text_of(chunk))
+
+class _Said:
+    """What the chunks of an answer say, together."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._finish: str | None = None
+
+    def note(self, span: Span, chunk: Any) -> None:
         for metric in chunk.metrics or ():
             if (name := _USAGE.get(metric.metric)) is not None:
                 span.set_attribute(name, int(metric.value))
-        if (reason := end_of(chunk)) is not None:
-            span.set_attribute("gen_ai.response.finish_reasons", [_FINISH[reason]])
+        if (reason := self._take(chunk)) is not None:
+            self._finish = _FINISH[reason]
+            span.set_attribute("gen_ai.response.finish_reasons", [self._finish])
+
+    def told(self) -> str:
+        return told_output("".join(self._texts), self._calls, self._finish)
+
+    def _take(self, chunk: Any) -> StopReason | None:
+        raise NotImplementedError
 
 
-def _completion_end(chunk: CompletionResponseStreamChunk) -> StopReason | None:
-    return chunk.stop_reason
+class _Completion(_Said):
+    def _take(self, chunk: CompletionResponseStreamChunk) -> StopReason | None:
+        self._texts.append(chunk.delta)
+        return chunk.stop_reason
 
 
-def _chat_end(chunk: ChatCompletionResponseStreamChunk) -> StopReason | None:
-    return chunk.event.stop_reason
-
-
-def _text(chunk: CompletionResponseStreamChunk) -> str:
-    return chunk.delta
-
-
-def _chat_text(chunk: ChatCompletionResponseStreamChunk) -> str:
-    delta = chunk.event.delta
-    return delta.text if delta.type == "text" else to_json(delta).decode()
+class _Chat(_Said):
+    def _take(self, chunk: ChatCompletionResponseStreamChunk) -> StopReason | None:
+        match chunk.event.delta:
+            case ToolCallDelta(tool_call=ToolCall() as call):
+                self._calls.append(call)
+            case ToolCallDelta():
+                pass  # a call's raw text
+            case delta:
+                self._texts.append(delta.text if delta.type == "text" else "")
+        return chunk.event.stop_reason

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.trace import StatusCode
+from pydantic import JsonValue
 
 from stack.telemetry.spans import SpanRecord
 
@@ -87,26 +88,27 @@ def _record(span: ReadableSpan, ttl_us: int) -> SpanRecord:
         start_us=(span.start_time or 0) // 1000,
         end_us=stop,
         status="error" if span.status.status_code is StatusCode.ERROR else "ok",
-        attributes={
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in (span.attributes or {}).items()
-        },
+        attributes={key: _json_value(value) for key, value in (span.attributes or {}).items()},
     )
 
 
+def _json_value(value: Any) -> JsonValue:
+    return list(value) if isinstance(value, tuple) else value
+
+
 @asynccontextmanager
-async def open_recording(settings: Settings, meter: Meter) -> AsyncGenerator[None]:
-    """For a process that answers no questions about traces."""
+async def open_recording(settings: Settings, meter: Meter) -> AsyncGenerator[Writer | None]:
+    """For a process that answers no questions about traces. None: nothing is to be recorded."""
     from stack.telemetry.store import open_spans
     from stack.telemetry.writer import Writer
 
     if not settings.telemetry:
-        yield
+        yield None
         return
     async with open_spans(settings) as spans:
         writer = Writer(spans, meter)
         try:
             with recording(settings, writer):
-                yield
+                yield writer
         finally:
             await writer.close()

@@ -37,6 +37,8 @@ class Writer:
         self._spans, self._meter, self._limit = spans, meter, limit
         self._queue: deque[_Told] = deque()
         self._some, self._urgent = asyncio.Event(), asyncio.Event()  # something waits; somebody does
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closing = False
         self._task = asyncio.create_task(self._run())
 
@@ -53,6 +55,12 @@ class Writer:
             if not self._add(_Told(record)):
                 self._meter.count(metrics.DROPPED)
 
+    async def flush(self, grace_s: float = 5.0) -> None:
+        """Returns once all is stored, or after that time."""
+        self._urgent.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace_s)
+
     async def close(self, grace_s: float = 5.0) -> None:
         """Store what waits, if that can be done in time."""
         self._closing = True
@@ -66,6 +74,7 @@ class Writer:
         if len(self._queue) >= self._limit or self._closing:
             return False
         self._queue.append(told)
+        self._idle.clear()
         self._some.set()
         if told.kept is not None:
             self._urgent.set()
@@ -77,9 +86,11 @@ class Writer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._urgent.wait(), PAUSE_S)
             await self._write([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))])
-            if not self._queue and not self._closing:
-                self._some.clear()
-                self._urgent.clear()
+            if not self._queue:
+                self._idle.set()
+                if not self._closing:
+                    self._some.clear()
+                    self._urgent.clear()
 
     async def _write(self, batch: Sequence[_Told]) -> None:
         try:

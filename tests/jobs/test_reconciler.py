@@ -13,7 +13,11 @@ import pytest
 
 from stack.errors import BadRequest
 from stack.jobs.logs import log_path
-from stack.store.jobs import LeaseLost
+from stack.schemas.telemetry import QueryCondition
+from stack.store.jobs import Job, LeaseLost
+from stack.telemetry.conditions import checked
+from stack.telemetry.store import open_spans
+from stack.tracing import go_on
 from tests.jobs.conftest import Farm
 
 
@@ -24,6 +28,25 @@ async def test_a_job_runs_from_submission_to_its_result(farm: Farm) -> None:
     assert farm.effects() == [0, 1, 2]
     assert "attempt 1: 0 items are there" in farm.log(job)
     assert len(farm.launcher.pids) == 1
+
+
+async def test_a_job_belongs_to_the_trace_that_submitted_it(farm: Farm) -> None:
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+    async def submit() -> Job:
+        go_on(f"00-{trace}-{parent}-01")
+        return await farm.submit(items=1, phase="counting")
+
+    job = await farm.step_until(await asyncio.create_task(submit()))
+    assert job.status == "completed"
+    this = checked([QueryCondition(key="stack.job_id", op="eq", value=job.id)])
+    async with open_spans(farm.settings) as spans, asyncio.timeout(20):
+        while not (roots := await spans.find(this, 2)):  # the process writes them last
+            await asyncio.sleep(0.05)
+        (found,) = roots
+        _, stage = await spans.below([found])
+    assert (found.trace_id, found.parent_span_id, found.name) == (trace, parent, "job count")
+    assert (stage.name, stage.trace_id) == ("stage counting", trace)
 
 
 async def test_killed_at_random_it_finishes_each_item(farm: Farm) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-TRAINING_EXAMPLES = ("fine_tune.py", "close_the_loop.py")
+TRAINING_EXAMPLES = ("fine_tune.py", "close_the_loop.py", "learn_from_traces.py")
 """Those of `examples/` that are tested with such a model."""
 
 TEMPLATE = (

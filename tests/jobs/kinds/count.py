@@ -25,6 +25,8 @@ async def count(context: JobContext) -> dict[str, Any]:
     done = {item.item async for item in context.finished_items()}
     log.info("attempt %d: %d items are there", context.job.attempt, len(done))
     behave(request, context)
+    if "phase" in request:
+        context.progress(phase=request["phase"])
     for item in range(request["items"]):
         if item not in done:
             append(request["file"], item)
