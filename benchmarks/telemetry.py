@@ -3,9 +3,9 @@
     python benchmarks/telemetry.py queries --spans 10000 100000 1000000
     python benchmarks/telemetry.py cost --url http://127.0.0.1:8321 --other http://127.0.0.1:8322
 
-queries: fills an SQLite file in a temporary folder, or the database at --database, and asks each query of the API
-20 times; medians. cost: two running servers, one of them with STACK_TELEMETRY=false, asked in turn: the median
-time of a request that does nothing, and chats per second with 8 clients.
+queries: fills an SQLite file in a temporary folder, or the database at --database, and asks each query of
+the API 20 times; medians. cost: two running servers, one of them with STACK_TELEMETRY=false, asked in turn:
+the median time of a request that does nothing, and chats per second with 8 clients.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ def main() -> None:
     asyncio.run(queries(args) if args.what == "queries" else cost(args))
 
 
+def megabytes(home: Path) -> float:
+    return sum(file.stat().st_size for file in home.glob("telemetry.db*")) / 2**20
+
+
 async def queries(args: argparse.Namespace) -> None:
     from stack.settings import Settings
     from stack.telemetry.store import open_spans
@@ -57,7 +61,7 @@ async def queries(args: argparse.Namespace) -> None:
                     await store.write(spans(first, min(1000, total - first)))
                 rate = (total - filled) / (time.perf_counter() - began)
                 filled = total
-                size = sum(file.stat().st_size for file in Path(home).glob("telemetry.db*")) / 2**20
+                size = megabytes(Path(home))
                 print(f"{total:,} spans, {rate:,.0f} a second, {size:,.0f} MiB")
                 await ask(store, total)
 
@@ -90,7 +94,7 @@ def spans(first: int, count: int) -> list[Any]:
                 start + rng.randrange(10**6),
                 "ok",
                 dict(attributes),
-            )  # fmt: skip
+            )
         )
     return found
 

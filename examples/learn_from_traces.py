@@ -3,9 +3,10 @@
 STACK_TELEMETRY_CONTENT=true stack up
 python examples/learn_from_traces.py
 
-Each question is asked several times. Here, who asks likes short answers: the feedback is logged as a metric of the
-request's span, which the header `traceresponse` names. The spans are exported to a dataset, which `stack traces`
-turns into conversations to fine-tune on, and into pairs of a liked and a disliked answer; DPO learns from these.
+Each question is asked several times. Here, who asks likes short answers: the feedback is logged as a metric
+of the request's span, which the header `traceresponse` names. The spans are exported to a dataset, which
+`stack traces` turns into conversations to fine-tune on, and into pairs of a liked and a disliked answer; DPO
+learns from these.
 """
 
 import argparse
@@ -21,7 +22,13 @@ from llama_stack_client import LlamaStackClient
 
 URL = os.environ.get("STACK_URL", "http://127.0.0.1:8321")
 QUESTIONS = ["What is a llama?", "Why is the sky blue?", "How do I boil an egg?"]
-SAVED = ["gen_ai.operation.name", "gen_ai.request.model", "turn_id", "gen_ai.input.messages", "gen_ai.output.messages"]
+SAVED = [
+    "gen_ai.operation.name",
+    "gen_ai.request.model",
+    "turn_id",
+    "gen_ai.input.messages",
+    "gen_ai.output.messages",
+]
 
 
 def main() -> None:
@@ -90,15 +97,28 @@ def training(dataset_id: str) -> dict[str, Any]:
         "max_steps_per_epoch": 0,
         "gradient_accumulation_steps": 1,
         "max_validation_steps": 0,
-        "data_config": {"dataset_id": dataset_id, "batch_size": 2, "shuffle": True, "data_format": "instruct"},
-        "optimizer_config": {"optimizer_type": "adamw", "lr": 5e-5, "weight_decay": 0.0, "num_warmup_steps": 0},
+        "data_config": {
+            "dataset_id": dataset_id,
+            "batch_size": 2,
+            "shuffle": True,
+            "data_format": "instruct",
+        },
+        "optimizer_config": {
+            "optimizer_type": "adamw",
+            "lr": 5e-5,
+            "weight_decay": 0.0,
+            "num_warmup_steps": 0,
+        },
     }
 
 
 def wait(client: LlamaStackClient, job_uuid: str) -> None:
     """`stack jobs show --follow` shows more while it works."""
     print(f"{job_uuid} ", end="", flush=True)
-    while (status := client.post_training.job.status(job_uuid=job_uuid).status) in ("scheduled", "in_progress"):
+    while (status := client.post_training.job.status(job_uuid=job_uuid).status) in (
+        "scheduled",
+        "in_progress",
+    ):
         print(".", end="", flush=True)
         time.sleep(2)
     print("", status)

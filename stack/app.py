@@ -84,7 +84,7 @@ def create_app(open_stack: Callable[[], AbstractAsyncContextManager[Stack]] = op
         async with open_stack() as app.state.stack:
             yield
 
-    app = FastAPI(
+    app: FastAPI = FastAPI(
         title="Llama Stack Specification",
         version="v1",
         description="The whole Llama Stack API.",
@@ -94,7 +94,7 @@ def create_app(open_stack: Callable[[], AbstractAsyncContextManager[Stack]] = op
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # of FastAPI: four spans a request
         middleware=[
-            Middleware(Tracing),
+            Middleware(Tracing, meter=lambda: app.state.stack.meter),
             Middleware(BodyLimit, limit=int(settings.max_body_mb * 2**20)),
             Middleware(Disconnects),
         ],

@@ -72,6 +72,7 @@ class Stack:
     evaluations: Evaluations
     synthesizer: Synthesizer
     telemetry: Telemetry
+    meter: Meter
 
 
 def no_inference(model_id: str) -> Inference:
@@ -84,7 +85,7 @@ async def open_stack(
     settings: Settings | None = None,
     inference: Callable[[str], Inference] = no_inference,
     session: str | None = None,
-    meter: Meter | None = None,
+    meter: Meter = NoMeter(),  # noqa: B008  # it keeps nothing
 ) -> AsyncGenerator[Stack]:
     """Open the stores; everything is closed again at the end. `session` is the running cluster's."""
     settings = settings or get_settings()
@@ -103,11 +104,11 @@ async def open_stack(
         models, jobs = Registry(database, Model), Jobs(database)
         datasets = Datasets(settings, database, lance, files)
         async with (
-            open_telemetry(settings, datasets, meter or NoMeter()) as telemetry,
+            open_telemetry(settings, datasets, meter) as telemetry,
             open_shields(settings, database, serving) as shields,
             open_scoring(database, serving, datasets, jobs, storage) as scoring,
             open_rag(settings, files, vector_dbs, vectors, serving) as rag,
-            open_tools(settings, database, rag, Sandbox(settings)) as tools,
+            open_tools(settings, database, rag, Sandbox(settings), meter) as tools,
             open_agents(
                 settings,
                 database,
@@ -118,7 +119,7 @@ async def open_stack(
                 rag,
                 tools,
                 shields,
-                meter or NoMeter(),
+                meter,
             ) as (agents, turns),
         ):
             benchmarks = Benchmarks(database, datasets, scoring)
@@ -149,6 +150,7 @@ async def open_stack(
                 evaluations=Evaluations(evaluators, benchmarks, datasets, jobs, storage),
                 synthesizer=Synthesizer(settings, evaluators, models, jobs, storage, datasets),
                 telemetry=telemetry,
+                meter=meter,
             )
 
 

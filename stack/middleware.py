@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from random import getrandbits
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -13,8 +14,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode, get_current_span, use_span
 from starlette.exceptions import HTTPException
 
+from stack.engine.base import Meter, NoMeter
 from stack.errors import TooLarge
 from stack.logs import trace_id
+from stack.metrics import REQUEST_SECONDS, REQUESTS
 from stack.tracing import TRACER, parent_of
 
 if TYPE_CHECKING:
@@ -33,8 +36,9 @@ class Tracing:
     `traceresponse` names the request's span, as in W3C's Trace Context, level 2: feedback is logged on it.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, meter: Callable[[], Meter] = NoMeter) -> None:
+        """`meter` is asked for while the application runs."""
+        self.app, self._meter = app, meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,15 +71,20 @@ class Tracing:
 
             await response_for(error)(scope, receive, send_traced)
         finally:
+            seconds = perf_counter() - start
             if log.isEnabledFor(logging.INFO):
                 fields = {
                     "method": scope["method"],
                     "path": scope["path"],
                     "status": status or "gone",
-                    "ms": f"{(perf_counter() - start) * 1e3:.1f}",
+                    "ms": f"{seconds * 1e3:.1f}",
                 }
                 log.info("request", extra={"fields": fields})
-            _end(span, scope, status)
+            route = _route(scope)
+            _end(span, scope, route, status)
+            of_route = self._meter().labelled(route=route or "none")
+            of_route.observe(REQUEST_SECONDS, seconds)
+            of_route.labelled(method=scope["method"], status=str(status)).count(REQUESTS)
             trace_id.reset(token)
 
 
@@ -89,12 +98,16 @@ def _begin(scope: Scope) -> Span:
     return TRACER.start_span(scope["method"], parent, SpanKind.SERVER, attributes)
 
 
-def _end(span: Span, scope: Scope, status: int) -> None:
+def _route(scope: Scope) -> str | None:
+    """As the specification writes it; None: there is no such path."""
+    path: str | None = getattr(scope.get("route"), "path", None)
+    return None if path is None else path.replace(":path}", "}")
+
+
+def _end(span: Span, scope: Scope, route: str | None, status: int) -> None:
     if not span.is_recording():
         return
-    route = getattr(scope.get("route"), "path", None)
     if route is not None:
-        route = route.replace(":path}", "}")
         span.update_name(f"{scope['method']} {route}")
         span.set_attribute("http.route", route)
     if status:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from stack import metrics
 from stack.agents.records import Records
 from stack.agents.turns import end_dead
 from stack.datasets.datasets import Datasets
@@ -45,9 +46,23 @@ class Upkeep:
                 await duty.work()
 
 
+class JobCounts:
+    """Tells how many jobs there are. What was told of once and is no more is told of as none."""
+
+    def __init__(self, jobs: Jobs, meter: Meter) -> None:
+        self._jobs, self._meter = jobs, meter
+        self._reported: set[tuple[str, str]] = set()
+
+    async def report(self) -> None:
+        counts = await self._jobs.counts()
+        for kind, status in counts.keys() | self._reported:
+            meter = self._meter.labelled(kind=kind, status=status)
+            meter.gauge(metrics.JOBS, counts.get((kind, status), 0))
+        self._reported |= counts.keys()
+
+
 @asynccontextmanager
-async def open_upkeep(settings: Settings, meter: Callable[[str], Meter]) -> AsyncGenerator[Upkeep]:
-    """`meter` gives the one of a vector database, by its id."""
+async def open_upkeep(settings: Settings, meter: Meter) -> AsyncGenerator[Upkeep]:
     async with (
         open_database(settings) as database,
         open_storage(settings) as storage,
@@ -58,6 +73,7 @@ async def open_upkeep(settings: Settings, meter: Callable[[str], Meter]) -> Asyn
         datasets = Datasets(settings, database, lance, Files(database, Blobs(database, storage)))
         duties = [
             _Duty(5, Maintenance(database, lance, meter).step),
+            _Duty(5, JobCounts(Jobs(database), meter).report),
             _Duty(10, lambda: end_dead(Records(database, presence.owner), presence)),
             _Duty(600, presence.sweep),
             _Duty(60, datasets.maintain),

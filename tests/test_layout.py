@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "stack"
 
 LAYERS = (
-    {"errors", "settings", "schemas", "logs", "tracing", "bounded"},
+    {"errors", "settings", "schemas", "logs", "metrics", "tracing", "bounded"},
     {"egress", "store", "engine", "models", "telemetry"},
     {"files", "jobs"},
     {"datasets", "vector"},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
@@ -34,8 +35,8 @@ def messages(
 ) -> None:
     """Register the conversations of exported spans as a dataset for fine-tuning.
 
-    Each chat is a row, and each turn of an agent, with its calls of tools. The score is a metric that was logged
-    on the chat's span, its turn or its request, such as feedback. docs/telemetry.md shows the export.
+    Each chat is a row, and each turn of an agent, with its calls of tools. The score is a metric that was
+    logged on the chat's span, its turn or its request, such as feedback. docs/telemetry.md shows the export.
 
     \b
     Examples:
@@ -43,7 +44,8 @@ def messages(
       stack traces messages spans --to liked --score feedback --at-least 1
     """
     with Client(url) as client:
-        found = list(message_rows(_rows(client, spans), score, at_least))
+        with _readable(spans):
+            found = list(message_rows(_rows(client, spans), score, at_least))
         _register(client, to, found, f"{spans} has no conversation", score)
 
 
@@ -62,8 +64,17 @@ def pairs(
       stack traces pairs spans --to preferred --score judge
     """
     with Client(url) as client:
-        found = list(pair_rows(_rows(client, spans), score))
+        with _readable(spans):
+            found = list(pair_rows(_rows(client, spans), score))
         _register(client, to, found, f"{spans} has no prompt with two answers that differ", score)
+
+
+@contextmanager
+def _readable(dataset_id: str) -> Generator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise CliError(f"{dataset_id}: {error}") from None
 
 
 def _rows(client: Client, dataset_id: str) -> Iterator[dict[str, Any]]:

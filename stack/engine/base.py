@@ -234,7 +234,10 @@ class LocalModel(Protocol):
 
 
 class Meter(Protocol):
-    """Where engines report what they do. `stack.serve` gives a Prometheus one, tests and the shell none."""
+    """Where all report what they do. `stack.serve` gives a Prometheus one, tests and the shell none."""
+
+    def labelled(self, **labels: str) -> Meter:
+        """One whose reports have these labels, too; a metric always has the same ones."""
 
     def count(self, name: str, value: float = 1.0) -> None: ...
 
@@ -245,6 +248,9 @@ class Meter(Protocol):
 
 class NoMeter:
     """A Meter that forgets."""
+
+    def labelled(self, **labels: str) -> Meter:
+        return self
 
     def count(self, name: str, value: float = 1.0) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Engine metrics on Ray's: Prometheus reads them, as `ray_stack_…`, from Ray's metrics port."""
+"""Metrics on Ray's: Prometheus reads them, as `ray_stack_…`, from Ray's metrics port."""
 
 from __future__ import annotations
 
@@ -6,24 +6,37 @@ from typing import Any
 
 from ray.serve import metrics
 
+from stack import metrics as server
 from stack.agents import metrics as agents
 from stack.engine import metrics as engine
 from stack.telemetry import metrics as telemetry
+from stack.tools import metrics as tools
 from stack.vector import metrics as vector
 
-_ALL = {**agents.METRICS, **engine.METRICS, **telemetry.METRICS, **vector.METRICS}
+_ALL = {
+    **agents.METRICS,
+    **engine.METRICS,
+    **server.METRICS,
+    **telemetry.METRICS,
+    **tools.METRICS,
+    **vector.METRICS,
+}
 _BOUNDARIES_S = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 
 class ServeMeter:
-    """A `Meter` of one model or vector database, which `label` names, or of the API when there is none.
+    """A `Meter` whose reports have these labels. Ray adds the application, deployment and replica."""
 
-    Ray adds the application, deployment and replica as labels.
-    """
-
-    def __init__(self, label: str | None = None, value: str = "") -> None:
-        self._labels = {label: value} if label is not None else {}
+    def __init__(self, **labels: str) -> None:
+        self._labels = labels
         self._metrics: dict[str, Any] = {}
+        self._further: dict[tuple[tuple[str, str], ...], ServeMeter] = {}
+
+    def labelled(self, **labels: str) -> ServeMeter:
+        key = tuple(labels.items())
+        if key not in self._further:
+            self._further[key] = ServeMeter(**self._labels, **labels)
+        return self._further[key]
 
     def count(self, name: str, value: float = 1.0) -> None:
         if value > 0:  # Ray refuses to add nothing

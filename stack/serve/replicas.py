@@ -53,7 +53,7 @@ class Model:
         settings = get_settings()
         configure_logging(settings.log_level)
         self._settings = settings
-        self._meter = ServeMeter("model_id", args.model_id)
+        self._meter = ServeMeter(model_id=args.model_id)
         self._inference: LocalModel = open_model(args, settings, self._meter)
         self._recording: contextlib.AsyncExitStack | None = None
         self._adapters: AdapterLoader | None = None
@@ -242,7 +242,7 @@ class ReconcilerLoop:
     async def _stores(self) -> None:
         from stack.upkeep import open_upkeep
 
-        async with open_upkeep(self._settings, lambda name: ServeMeter("vector_db_id", name)) as upkeep:
+        async with open_upkeep(self._settings, ServeMeter()) as upkeep:
             await self._repeat(upkeep.step, OSError, RuntimeError)  # LanceDB's, e.g. of an object store
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], *passing: type[Exception]) -> None:

@@ -164,6 +164,12 @@ class Jobs:
         async with self.database.read() as connection:
             return [(job_id, json.loads(text)) for job_id, text in await connection.execute(query)]
 
+    async def counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs there are of each kind and status."""
+        query = select(jobs.c.kind, jobs.c.status, func.count()).group_by(jobs.c.kind, jobs.c.status)
+        async with self.database.read() as connection:
+            return {(kind, status): count for kind, status, count in await connection.execute(query)}
+
     async def active(self) -> Sequence[Job]:
         """All that are scheduled or in progress, the oldest first."""
         return await self._select(select(jobs).where(jobs.c.status.in_(_ACTIVE)).order_by(jobs.c.created_at))

@@ -1,6 +1,6 @@
 """Conversations as spans have them, in OpenTelemetry's form for generative AI, and as datasets have them.
 
-`gen_ai.input.messages` is a JSON list of `{"role", "parts"}`, `gen_ai.output.messages` one of a single message.
+`gen_ai.input.messages` is a JSON list of `{"role", "parts"}`, `gen_ai.output.messages` one of one message.
 https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
 
@@ -48,8 +48,8 @@ def messages_of(told: str) -> list[Raw] | None:
             if read is None:
                 return None
             found += read
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no messages in OpenTelemetry's form: {type(error).__name__} {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no messages in OpenTelemetry's form ({type(error).__name__}: {error})") from None
     return found
 
 

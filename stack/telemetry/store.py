@@ -13,7 +13,6 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     Select,
     and_,
     delete,
@@ -307,7 +306,7 @@ def _children(connection: Connection, parents: Mapping[str, Sequence[str]]) -> l
 def _write(
     connection: Connection, told: dict[tuple[str, str], SpanRecord], events: Sequence[EventRecord]
 ) -> None:
-    known: dict[tuple[str, str], Row[Any]] = {}
+    known: dict[tuple[str, str], Any] = {}
     for trace_id, span_ids in _by_trace(told).items():
         for some in _parts(span_ids):
             here = and_(spans.c.trace_id == trace_id, spans.c.span_id.in_(some))

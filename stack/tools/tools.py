@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
+from stack.engine.base import Meter
 from stack.errors import BadRequest, NotFound, StackError, Unauthorized
 from stack.rag.rag import Rag
 from stack.sandbox.sandbox import Sandbox
@@ -17,6 +19,7 @@ from stack.schemas.common import JsonObject
 from stack.schemas.tools import Tool, ToolDef, ToolGroup, ToolInvocationResult
 from stack.settings import Settings
 from stack.store.database import Database
+from stack.tools import metrics
 from stack.tools.arguments import checked
 from stack.tools.base import BoundTool, CallContext, ToolProvider
 from stack.tools.code import CodeInterpreter
@@ -48,8 +51,8 @@ class UnknownTool(NotFound):
 class Tools:
     """`groups` has the registry; the methods here are about the groups' tools."""
 
-    def __init__(self, groups: Groups, mcp: Mcp) -> None:
-        self.groups, self._mcp = groups, mcp
+    def __init__(self, groups: Groups, mcp: Mcp, meter: Meter) -> None:
+        self.groups, self._mcp, self._meter = groups, mcp, meter
         self._lists = ToolLists(groups)
 
     async def check(
@@ -101,14 +104,19 @@ class Tools:
         }
         name, group = tool.definition.name, tool.group.identifier
         attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": name}
+        meter, started = self._meter.labelled(toolgroup_id=group), time.monotonic()
         try:
             with span(f"execute_tool {name}", attributes | {"stack.toolgroup_id": group}):
                 provider = self.groups.provider_of(tool.group)
                 read = checked(tool.definition, arguments | given, open_ended=_takes_more(tool))
                 return await provider.invoke(tool.group, name, read, replace(context, args=args))
         except StackError as error:
-            log.info("tool %s of %s: %s", tool.definition.name, tool.group.identifier, error.title)
+            log.info("tool %s of %s: %s", name, group, error.title)
+            meter.count(metrics.FAILED_CALLS)
             return _failed(error)
+        finally:
+            meter.count(metrics.CALLS)
+            meter.observe(metrics.CALL_SECONDS, time.monotonic() - started)
 
     async def invoke(
         self, tool_name: str, kwargs: JsonObject, provider_data: Mapping[str, Any]
@@ -226,7 +234,7 @@ def _takes_more(tool: BoundTool) -> bool:
 
 @asynccontextmanager
 async def open_tools(
-    settings: Settings, database: Database, rag: Rag, sandbox: Sandbox
+    settings: Settings, database: Database, rag: Rag, sandbox: Sandbox, meter: Meter
 ) -> AsyncGenerator[Tools]:
     for name in ("httpx", "httpx2", "mcp", "client"):
         # They would write URLs and answers, which have keys in them. "client" is the package mcp's, too.
@@ -240,7 +248,7 @@ async def open_tools(
         MCP: mcp,
     }
     try:
-        yield Tools(Groups(database, providers), mcp)
+        yield Tools(Groups(database, providers), mcp, meter)
     finally:
         await mcp.close()
         await web.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -42,11 +41,10 @@ class Maintenance:
         self,
         database: Database,
         lance: Lance,
-        meter: Callable[[str], Meter],
+        meter: Meter,
         sizes: index.Sizes = index.Sizes(),  # noqa: B008  # frozen
         keep_versions: timedelta = KEEP_VERSIONS,
     ) -> None:
-        """`meter` gives the one of a vector database, by its id."""
         self._database, self._lance, self._meter = database, lance, meter
         self._indexes = VectorIndexes(database)
         self._sizes, self._keep = sizes, keep_versions
@@ -138,7 +136,7 @@ class Maintenance:
 
     def _report(self, located: Located, state: IndexState) -> None:
         self._reported.add(located.vector_db.identifier)
-        meter = self._meter(located.vector_db.identifier)
+        meter = self._meter.labelled(vector_db_id=located.vector_db.identifier)
         meter.gauge(metrics.ROWS, state.rows)
         meter.gauge(metrics.FRAGMENTS, state.fragments)
         meter.gauge(metrics.BYTES, state.total_bytes)
@@ -149,7 +147,7 @@ class Maintenance:
         """Nothing of what is gone: a series that was reported once cannot be taken back from Ray."""
         for identifier in self._reported - kept:
             for name in (metrics.ROWS, metrics.FRAGMENTS, metrics.BYTES, metrics.INDEX):
-                self._meter(identifier).gauge(name, 0)
+                self._meter.labelled(vector_db_id=identifier).gauge(name, 0)
         self._reported &= kept
 
 

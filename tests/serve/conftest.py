@@ -33,7 +33,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / f"up-{self.port}.log"
         environment = os.environ | {"STACK_HOME": str(home), "STACK_EGRESS_ALLOW": "127.0.0.1"}
-        environment |= {"STACK_TRAIN_CHECKPOINT_S": "1"}
+        environment |= {"STACK_TRAIN_CHECKPOINT_S": "1", "STACK_TELEMETRY_CONTENT": "true"}
         environment |= {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "stack.cli", "up", "--num-cpus", "4", *args]
         command += ["--port", str(self.port)]

@@ -21,6 +21,7 @@ def test_prometheus_reads_the_metrics(server: Server, client: LlamaStackClient) 
     client.vector_dbs.register(vector_db_id="measured", embedding_model="all-MiniLM-L6-v2")
     chunk = {"content": "a chunk", "metadata": {}}
     client.vector_io.insert(vector_db_id="measured", chunks=[chunk])
+    client.tool_runtime.invoke_tool(tool_name="wolfram_alpha", kwargs={"query": "pi"})  # which has no key
     found = re.search(r"http://127\.0\.0\.1:\d+/metrics", server.log.read_text())
     assert found, "stack up says where the metrics are"
     model = {"queue_length", "batch_size", "time_to_first_token_seconds_count"}
@@ -29,7 +30,9 @@ def test_prometheus_reads_the_metrics(server: Server, client: LlamaStackClient) 
     wanted = [rf'ray_stack_{name}\{{[^}}]*model_id="smollm2-135m"' for name in sorted(model)]
     wanted += [rf'ray_stack_{name}\{{[^}}]*vector_db_id="measured"' for name in sorted(vector)]
     wanted += [r'ray_stack_vector_rows\{[^}]*vector_db_id="measured"[^}]*\} 1\.0']
-    wanted += [r"ray_stack_embedded_contents_total\{"]
+    wanted += [r"ray_stack_embedded_contents_total\{", r"ray_stack_telemetry_events_total\{"]
+    wanted += [r'ray_stack_requests_total\{[^}]*route="/v1/inference/completion"[^}]*status="200"']
+    wanted += [r'ray_stack_tool_calls_total\{[^}]*toolgroup_id="builtin::wolfram_alpha"']
     deadline = time.monotonic() + 60  # upkeep looks, and replicas report, every few seconds
     while True:
         text = httpx.get(found[0]).text

@@ -29,8 +29,14 @@ SMALL = Sizes(indexed=500, quantised=1000)
 
 
 class Gauges(NoMeter):
-    def __init__(self) -> None:
+    """Of each vector database."""
+
+    def __init__(self, of: dict[str, Gauges] | None = None) -> None:
+        self.of = of if of is not None else defaultdict(Gauges)
         self.values: dict[str, float] = {}
+
+    def labelled(self, **labels: str) -> Gauges:
+        return self.of[labels["vector_db_id"]] if labels else self
 
     def gauge(self, name: str, value: float) -> None:
         self.values[name] = value
@@ -43,7 +49,7 @@ def gauges() -> dict[str, Gauges]:
 
 @pytest.fixture
 def maintenance(stack: Stack, gauges: dict[str, Gauges]) -> Maintenance:
-    return Maintenance(stack.database, stack.lance, gauges.__getitem__, SMALL, timedelta(0))
+    return Maintenance(stack.database, stack.lance, Gauges(gauges), SMALL, timedelta(0))
 
 
 async def located(stack: Stack) -> Located:
@@ -246,9 +252,7 @@ async def test_inserts_and_queries_go_on_meanwhile(
     """Two owners, a writer that replaces documents, and a reader."""
     await add_vectors(stack, 450)
     async with opened(settings, embedder) as other:
-        owners = [
-            Maintenance(each.database, each.lance, lambda _: NoMeter(), SMALL) for each in (stack, other)
-        ]
+        owners = [Maintenance(each.database, each.lance, NoMeter(), SMALL) for each in (stack, other)]
 
         async def write() -> None:
             for n in range(12):
