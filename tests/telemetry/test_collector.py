@@ -1,4 +1,4 @@
-"""Spans go to a collector, too. In a process of its own: OpenTelemetry has one provider for a process's life."""
+"""Spans go to a collector, too. In a process of its own: its provider of spans is there for life."""
 
 from __future__ import annotations
 
