@@ -34,6 +34,7 @@ from stack.api import (
     telemetry,
     tool_runtime,
     toolgroups,
+    ui,
     vector_dbs,
     vector_io,
 )
@@ -68,6 +69,7 @@ ROUTERS = tuple(
         telemetry,
         tool_runtime,
         toolgroups,
+        ui,
         vector_dbs,
         vector_io,
     )

@@ -31,9 +31,12 @@ async def list_jobs(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> dict[str, Any]:
-    """The newest first. `after` is the last id of the page before."""
+    """The newest first, without their curves. `after` is the last id of the page before."""
     found = await jobs.list(kind=kind, status=status, after=after, limit=limit)
-    return {"data": [_shown(job) for job in found], "has_more": len(found) == limit}
+    data = [_shown(job) for job in found]
+    for each in data:
+        each["progress"] = {name: value for name, value in each["progress"].items() if name != "curve"}
+    return {"data": data, "has_more": len(found) == limit}
 
 
 @router.get("/v1/jobs/{job_id}", include_in_schema=False)

@@ -245,7 +245,9 @@ def _announce(url: str, contents: dict[str, Any], cluster: Cluster, console: Con
         metrics = f"http://127.0.0.1:{cluster.metrics_port}/metrics"
         console.print(f"[dim]metrics for Prometheus {metrics}[/]", highlight=False, soft_wrap=True)
     console.print(
-        f"[dim]API {url}/docs · logs {cluster.logs} · Ctrl-C stops[/]", highlight=False, soft_wrap=True
+        f"[dim]page {url}/ui · API {url}/docs · logs {cluster.logs} · Ctrl-C stops[/]",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -20,7 +20,7 @@ from stack.evaluation.questions import Row, scored_row
 from stack.jobs.context import JobContext
 from stack.models.serving import Serving
 from stack.schemas.common import JsonObject
-from stack.schemas.eval import EvalCandidate, EvaluateResponse
+from stack.schemas.eval import EvalCandidate, EvaluateResponse, ModelCandidate
 from stack.schemas.scoring import ScoringResult
 from stack.schemas.scoring_functions import ScoringFnParams
 from stack.scoring.scorer import unscored
@@ -95,10 +95,16 @@ async def run(context: JobContext, storage: Storage, scoring: Scoring, open_answ
     async for page in Results(storage, context.job.id).read(done.parts):
         found.add(page)
     return {
+        "benchmark_id": evaluation.benchmark_id,
+        "candidate": _name(evaluation.candidate),
         **done._asdict(),
         "failed": found.failed,
         "scores": await found.aggregated(scoring),
     }
+
+
+def _name(candidate: EvalCandidate) -> str:
+    return candidate.model if isinstance(candidate, ModelCandidate) else f"agent of {candidate.config.model}"
 
 
 async def response_of(

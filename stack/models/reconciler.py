@@ -31,6 +31,7 @@ class ModelApplication:
     detail: str | None
     declared: bool
     args: ModelArgs | None
+    replicas: int = 0  # that answer
 
 
 class Cluster(Protocol):
@@ -119,8 +120,11 @@ class Reconciler:
             self._described.pop(model_id, None)
             await self._status.delete(model_id)
         for model_id, args in served.items():
-            state, detail = self._state(args, applications.get(model_id))
+            application = applications.get(model_id)
+            state, detail = self._state(args, application)
             description = {"session": self._cluster.session, **await self._describe(model_id, args, state)}
+            if application is not None:
+                description["replicas"] = application.replicas
             row = rows.get(model_id)
             if row is None or (row.state, row.detail, row.description) != (state, detail, description):
                 await self._status.set(model_id, state, detail, description)

@@ -48,6 +48,7 @@ class ServeCluster:
                 state=state,
                 detail=_reason(application) if state == "failed" else None,
                 declared=declared,
+                replicas=_running(application),
                 args=ModelArgs.model_validate(config["args"]) if declared else None,
             )
         return found
@@ -71,6 +72,11 @@ class ServeCluster:
 
     async def describe(self, model_id: str) -> dict[str, Any]:
         return await ReplicaInference(model_id).describe()
+
+
+def _running(application: dict[str, Any]) -> int:
+    replicas = [each for deployment in application["deployments"].values() for each in deployment["replicas"]]
+    return sum(replica["state"] == "RUNNING" for replica in replicas)
 
 
 def _reason(application: dict[str, Any]) -> str:

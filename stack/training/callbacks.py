@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from stack.training.plan import Plan
     from stack.training.report import Report
     from stack.training.run import Run
+
+CURVE_POINTS = 100  # of the loss, in a job's progress
 
 SOON_S = 10.0
 """Epochs that end so soon after the last checkpoint have none of their own, but for the last one."""
@@ -54,6 +57,8 @@ class Progress(TrainerCallback):
         seconds, tokens = time.perf_counter() - self._began, state.num_input_tokens_seen - self._before
         if seconds > 1 and tokens:
             values["tokens_per_s"] = round(tokens / seconds, 1)
+        losses = {"train": "loss", "validation": "eval_loss"}
+        values["curve"] = {name: points(state.log_history, key) for name, key in losses.items()}
         self._report.progress(**values)
 
 
@@ -142,6 +147,15 @@ class Checkpoints(TrainerCallback):
                 self._run.plan, self._run.name, state.global_step, self._milestones.metrics
             )
             self._report.checkpoint(self._run.item + state.global_step, checkpoint.shown())
+
+
+def points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """At most `CURVE_POINTS` of a value's steps and values, the newest one among them."""
+    found = [
+        (entry["step"], round(entry[key], 5)) for entry in history if math.isfinite(entry.get(key, math.nan))
+    ]
+    every = -(-len(found) // CURVE_POINTS) or 1
+    return found[::-every][::-1]
 
 
 def latest(state: TrainerState, key: str) -> float | None:

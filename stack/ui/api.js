@@ -1,0 +1,54 @@
+// Requests to the server that this page came from.
+
+async function answer(response) {
+  if (response.ok) return response;
+  const text = await response.text();
+  let said = text;
+  try {
+    const { detail, title } = JSON.parse(text);
+    said = detail || title || text;
+  } catch {
+    // not JSON: a proxy's page, perhaps
+  }
+  throw new Error(`${response.status}: ${said || response.statusText}`);
+}
+
+async function request(method, path, body, signal) {
+  const headers = body === undefined ? {} : { "content-type": "application/json" };
+  try {
+    return await answer(await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal }));
+  } catch (error) {
+    if (error instanceof TypeError) throw new Error("The server does not answer. Is it still running?");
+    throw error;
+  }
+}
+
+export async function get(path, signal) {
+  return (await request("GET", path, undefined, signal)).json();
+}
+
+export async function post(path, body, signal) {
+  return (await request("POST", path, body, signal)).json();
+}
+
+// Server-sent events as objects; `began` is called with the response's headers.
+export async function* events(path, body, signal, began = () => {}) {
+  const response = await request("POST", path, body, signal);
+  began(response.headers);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  while (true) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data: ")) continue;
+      const event = JSON.parse(line.slice(6));
+      if (event.error) throw new Error(event.error.detail || event.error.message || JSON.stringify(event.error));
+      yield event;
+    }
+  }
+}
+
+export const id = encodeURIComponent;
