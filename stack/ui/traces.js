@@ -13,7 +13,7 @@ export async function show(root, [traceId, ...filter], { signal }) {
   const roots = await Promise.all(data.map((trace) => rootOf(trace, signal)));
   const rows = data.map((trace, at) => [
     item(`#/traces/${id(trace.trace_id)}`, roots[at]?.name || trace.root_span_id),
-    roots[at]?.attributes?.["http.response.status_code"] ?? "–",
+    String(roots[at]?.attributes?.["http.response.status_code"] ?? "–"),
     duration(Date.parse(trace.end_time) - Date.parse(trace.start_time)),
     moment(trace.start_time),
     trace.trace_id,
@@ -22,7 +22,7 @@ export async function show(root, [traceId, ...filter], { signal }) {
     h("h1", {}, "Traces"),
     filterForm(key, op, value),
     rows.length
-      ? table(["request", "#status", "#time", "began", "trace"], rows.map(([name, status, ...rest]) => [name, String(status), ...rest]))
+      ? table(["request", "#status", "#time", "began", "trace"], rows)
       : empty(key ? "No span meets the condition." : "Nothing was recorded yet. Ask a model something, and look again."),
   );
 }
