@@ -199,6 +199,14 @@ def test_the_example_closes_the_loop(examples: dict[str, subprocess.Popen[str]])
     assert re.search(r"^tiny: 0\.0%, loop-\w+: 0\.0% of 4\ndifference \+0\.0%, p = 1$", said, re.MULTILINE)
 
 
+@pytest.mark.timeout(600)
+def test_the_example_learns_from_traces(examples: dict[str, subprocess.Popen[str]]) -> None:
+    said = printed(examples["learn_from_traces.py"])
+    assert re.search(r"^dataset liked-\w+ is registered, \d+ rows$", said, re.MULTILINE)
+    assert re.search(r"^dataset pairs-\w+ is registered, [123] rows$", said, re.MULTILINE)
+    assert re.search(r"^learnt-\w+ answers: ", said, re.MULTILINE)
+
+
 def printed(example: subprocess.Popen[str]) -> str:
     said, errors = example.communicate(timeout=500)
     assert example.returncode == 0, errors
