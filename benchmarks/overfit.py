@@ -91,19 +91,20 @@ def train(http: httpx.Client, args: argparse.Namespace, rows: list[dict[str, str
 
 def watch(http: httpx.Client, job: str) -> None:
     """Prints the loss about every tenth step, until the job ends."""
-    shown = -10
+    shown, loss = -10, float("nan")
     while (found := http.get(f"/v1/jobs/{job}").raise_for_status().json())["status"] in (
         "scheduled",
         "in_progress",
     ):
         progress = found.get("progress", {})
+        loss = progress.get("loss", loss)
         if "loss" in progress and progress["done"] >= shown + 10:
             shown = progress["done"]
-            print(f"step {shown:4} of {progress['total']}  loss {progress['loss']:.4f}", flush=True)
+            print(f"step {shown:4} of {progress['total']}  loss {loss:.4f}", flush=True)
         time.sleep(0.5)
     if found["status"] != "completed":
         raise SystemExit(f"the job is {found['status']}: {found.get('detail')}")
-    print(f"end: loss {found['progress']['loss']:.4f}")
+    print(f"end: loss {loss:.4f}")
 
 
 def answer(http: httpx.Client, model: str, row: dict[str, str]) -> str:

@@ -53,7 +53,7 @@ class JobContext:
         Costs nothing: the newest values are written about every second. From any thread.
         """
         if "phase" in values:
-            self._next_stage(values["phase"])
+            self.next_stage(values["phase"])
         self._progress = {**self._progress, **values}
 
     @contextmanager
@@ -63,9 +63,10 @@ class JobContext:
         try:
             yield
         finally:
-            self._next_stage(None)
+            self.next_stage(None)
 
-    def _next_stage(self, name: str | None) -> None:
+    def next_stage(self, name: str | None) -> None:
+        """A span of its own for what comes now, where another process tells of the progress."""
         if self._stage is not None and self._stage[0] == name:
             return
         stage, self._stage = self._stage, None
