@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from stack.engine.base import NoMeter
+from stack.engine.base import NoMeter, Priority
 from stack.engine.open import open_model
 from stack.engine.text.prompt_tokens import PromptTokens
 from stack.errors import BadRequest, ContextTooLong, NotReady, Overloaded, UpstreamError
@@ -277,13 +277,13 @@ class Recorded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
-    def completion(self, request: CompletionRequest) -> Any:
+    def completion(self, request: CompletionRequest, *priority: Priority) -> Any:
         self.requests.append(request)
-        return self.model.completion(request)
+        return self.model.completion(request, *priority)
 
-    def chat_completion(self, request: ChatCompletionRequest) -> Any:
+    def chat_completion(self, request: ChatCompletionRequest, *priority: Priority) -> Any:
         self.requests.append(request)
-        return self.model.chat_completion(request)
+        return self.model.chat_completion(request, *priority)
 
 
 def opened(folder: Path, home: Path) -> Recorded:
