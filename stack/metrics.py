@@ -9,7 +9,7 @@ REQUEST_SECONDS: Final = "request_seconds"
 JOBS: Final = "jobs"
 
 METRICS: Final = {
-    REQUESTS: ("counter", "HTTP requests that ended, by route, method and status; 0: the client left."),
-    REQUEST_SECONDS: ("histogram", "From a request's arrival to the end of its answer, by route."),
+    REQUESTS: ("counter", "HTTP requests that ended, by path, method and status; 0: the client left."),
+    REQUEST_SECONDS: ("histogram", "From a request's arrival to the end of its answer, by path."),
     JOBS: ("gauge", "Jobs that are kept, by kind and status."),
 }

@@ -82,9 +82,9 @@ class Tracing:
                 log.info("request", extra={"fields": fields})
             route = _route(scope)
             _end(span, scope, route, status)
-            of_route = self._meter().labelled(route=route or "none")
-            of_route.observe(REQUEST_SECONDS, seconds)
-            of_route.labelled(method=scope["method"], status=str(status)).count(REQUESTS)
+            of_path = self._meter().labelled(path=route or "none")  # "route" is Serve's own label
+            of_path.observe(REQUEST_SECONDS, seconds)
+            of_path.labelled(method=scope["method"], status=str(status)).count(REQUESTS)
             trace_id.reset(token)
 
 

@@ -11,7 +11,6 @@ import typer
 
 from stack.cli.client import DEFAULT_URL, Client, Url
 from stack.cli.problems import CliError
-from stack.telemetry.learning import SAVED, message_rows, pair_rows
 
 app = typer.Typer(help="Turn recorded traces into rows to train on.", no_args_is_help=True)
 
@@ -43,6 +42,8 @@ def messages(
       stack traces messages spans --to learned
       stack traces messages spans --to liked --score feedback --at-least 1
     """
+    from stack.telemetry.learning import message_rows
+
     with Client(url) as client:
         with _readable(spans):
             found = list(message_rows(_rows(client, spans), score, at_least))
@@ -63,6 +64,8 @@ def pairs(
       stack traces pairs spans --to preferred
       stack traces pairs spans --to preferred --score judge
     """
+    from stack.telemetry.learning import pair_rows
+
     with Client(url) as client:
         with _readable(spans):
             found = list(pair_rows(_rows(client, spans), score))
@@ -89,9 +92,7 @@ def _rows(client: Client, dataset_id: str) -> Iterator[dict[str, Any]]:
             page = client.get(f"{path}?{urlencode({'start_index': start, 'limit': _PAGE})}")
             for row in page["data"]:
                 if not {"trace_id", "span_id", "start_time"} <= row.keys():
-                    raise CliError(
-                        f"{dataset_id} has no spans; export them with attributes_to_save {', '.join(SAVED)}"
-                    )
+                    raise CliError(f"{dataset_id} has no spans; docs/telemetry.md shows how to export them")
                 yield row
             progress.advance(read, len(page["data"]))
             if (start := page.get("next_start_index")) is None:
@@ -104,7 +105,8 @@ def _register(
     if not rows:
         scored = f" with the metric {score!r}" if score else ""
         raise CliError(
-            f"{empty}{scored}: is STACK_TELEMETRY_CONTENT on, and were {', '.join(SAVED)} exported?"
+            f"{empty}{scored}: is STACK_TELEMETRY_CONTENT on, and were its attributes exported? "
+            "docs/telemetry.md shows how"
         )
     body = {
         "dataset_id": dataset_id,

@@ -15,9 +15,6 @@ from pydantic_core import to_json
 
 from stack.telemetry.conversations import INPUT, OUTPUT, messages_of
 
-SAVED = ("gen_ai.operation.name", "gen_ai.request.model", "turn_id", INPUT, OUTPUT)
-"""What of the spans' attributes is needed, beside the scores."""
-
 Row = Mapping[str, Any]
 
 

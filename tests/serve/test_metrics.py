@@ -31,7 +31,7 @@ def test_prometheus_reads_the_metrics(server: Server, client: LlamaStackClient) 
     wanted += [rf'ray_stack_{name}\{{[^}}]*vector_db_id="measured"' for name in sorted(vector)]
     wanted += [r'ray_stack_vector_rows\{[^}]*vector_db_id="measured"[^}]*\} 1\.0']
     wanted += [r"ray_stack_embedded_contents_total\{", r"ray_stack_telemetry_events_total\{"]
-    wanted += [r'ray_stack_requests_total\{[^}]*route="/v1/inference/completion"[^}]*status="200"']
+    wanted += [r'ray_stack_requests_total\{[^}]*path="/v1/inference/completion"[^}]*status="200"']
     wanted += [r'ray_stack_tool_calls_total\{[^}]*toolgroup_id="builtin::wolfram_alpha"']
     deadline = time.monotonic() + 60  # upkeep looks, and replicas report, every few seconds
     while True:

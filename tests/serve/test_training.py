@@ -75,6 +75,12 @@ class Trains:
             logger_config={},
         )
 
+    def until_ready(self, model: str) -> None:
+        deadline = time.monotonic() + 120
+        while (self.client.models.retrieve(model).metadata or {})["status"] != "ready":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
     def job(self, job: str) -> dict[str, Any]:
         found: dict[str, Any] = httpx.get(f"{self.url}/v1/jobs/{job}").json()
         return found
@@ -133,6 +139,7 @@ def trains(
 def examples(trains: Trains) -> Iterator[dict[str, subprocess.Popen[str]]]:
     """Those that train, begun before the first test."""
     processes = {}
+    trains.until_ready("tiny")
     for name in TRAINING_EXAMPLES:
         path = ROOT / "examples" / name
         assert f"python examples/{path.name}" in path.read_text()

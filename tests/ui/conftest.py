@@ -89,9 +89,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     running.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's own; `.ci/run` installs it."""
+    """The system's own; `.ci/run` installs it. While it is there, this thread has no other event loop."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     assert path, "apt-get install chromium"
     with sync_playwright() as playwright:
