@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a caller may write any
 _NOT_RECORDED = ("/v1/telemetry/", "/v1/health", "/ui", "/docs")  # asked all the time, by those who look on
 
 
@@ -84,7 +85,8 @@ class Tracing:
             _end(span, scope, route, status)
             of_path = self._meter().labelled(path=route or "none")  # "route" is Serve's own label
             of_path.observe(REQUEST_SECONDS, seconds)
-            of_path.labelled(method=scope["method"], status=str(status)).count(REQUESTS)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            of_path.labelled(method=method, status=str(status)).count(REQUESTS)
             trace_id.reset(token)
 
 

@@ -60,6 +60,8 @@ async def test_requests_and_tools(tmp_path: Any, book: Book) -> None:
     ):
         for path in ("/v1/models", "/v1/models", "/v1/models/none", "/nowhere"):
             await client.get(path)
+        for method in ("A", "B"):
+            await client.request(method, "/v1/models")
         body = {"tool_name": "wolfram_alpha", "kwargs": {"query": "pi"}}
         invoked = await client.post("/v1/tool-runtime/invoke", json=body)
         assert invoked.json()["error_message"]
@@ -67,7 +69,9 @@ async def test_requests_and_tools(tmp_path: Any, book: Book) -> None:
     assert found[metrics.REQUESTS, "/v1/models", "GET", "200"] == 2
     assert found[metrics.REQUESTS, "/v1/models/{model_id}", "GET", "404"] == 1
     assert found[metrics.REQUESTS, "none", "GET", "404"] == 1
-    assert found[metrics.REQUEST_SECONDS, "/v1/models"] == 2
+    others = {key[1:]: count for key, count in found.items() if key[0] == metrics.REQUESTS and "other" in key}
+    assert others == {("/v1/models", "other", "405"): 2}, others
+    assert found[metrics.REQUEST_SECONDS, "/v1/models"] == 4
     group = "builtin::wolfram_alpha"
     assert [found[name, group] for name in (tools.CALLS, tools.FAILED_CALLS, tools.CALL_SECONDS)] == [1, 1, 1]
 
