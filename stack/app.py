@@ -40,7 +40,7 @@ from stack.api import (
 )
 from stack.context import Stack, open_stack
 from stack.logs import configure_logging
-from stack.middleware import BodyLimit, Disconnects, Tracing
+from stack.middleware import Authentication, BodyLimit, Disconnects, Tracing
 from stack.settings import get_settings
 
 ROUTERS = tuple(
@@ -97,6 +97,7 @@ def create_app(open_stack: Callable[[], AbstractAsyncContextManager[Stack]] = op
         telemetry={"tracing": False, "metrics": False, "logs": False},  # of FastAPI: four spans a request
         middleware=[
             Middleware(Tracing, meter=lambda: app.state.stack.meter),
+            Middleware(Authentication, stack=lambda: app.state.stack),
             Middleware(BodyLimit, limit=int(settings.max_body_mb * 2**20)),
             Middleware(Disconnects),
         ],

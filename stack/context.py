@@ -31,6 +31,7 @@ from stack.sandbox.sandbox import Sandbox
 from stack.schemas.models import Model
 from stack.scoring.scoring import Scoring, open_scoring
 from stack.settings import Settings, get_settings
+from stack.store.api_keys import ApiKeys
 from stack.store.database import Database, open_database
 from stack.store.jobs import Jobs
 from stack.store.lance import Lance, open_lance
@@ -49,6 +50,7 @@ from stack.vector.store import VectorStore
 class Stack:
     settings: Settings
     database: Database
+    api_keys: ApiKeys
     models: Registry[Model]
     model_status: ModelStatuses
     storage: Storage
@@ -127,6 +129,7 @@ async def open_stack(
             yield Stack(
                 settings=settings,
                 database=database,
+                api_keys=ApiKeys(database),
                 models=models,
                 model_status=statuses,
                 storage=storage,

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware, outermost first: Tracing, BodyLimit, Disconnects."""
+"""Pure ASGI middleware, outermost first: Tracing, Authentication, BodyLimit, Disconnects."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, StatusCode, get_current_span, use_span
 from starlette.exceptions import HTTPException
 
+from stack import tracing
 from stack.engine.base import Meter, NoMeter
-from stack.errors import TooLarge
+from stack.errors import TooLarge, Unauthorized
 from stack.logs import trace_id
 from stack.metrics import REQUEST_SECONDS, REQUESTS
 from stack.tracing import TRACER, parent_of
@@ -23,11 +24,20 @@ from stack.tracing import TRACER, parent_of
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from stack.context import Stack
+
 log = logging.getLogger(__name__)
 
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a caller may write any
 _NOT_RECORDED = ("/v1/telemetry/", "/v1/health", "/ui", "/docs")  # asked all the time, by those who look on
+
+_OPEN = re.compile(r"/v1/health|/docs|/openapi\.json|/ui(/[\w.-]+)?")  # without a key
+_NO_KEY = (
+    "this server answers only with an API key: send the header Authorization: Bearer KEY; "
+    "`stack keys create NAME` on the server makes one"
+)
+_REFUSED = "this server does not know the API key; `stack keys create NAME` on the server makes one"
 
 
 class Tracing:
@@ -117,6 +127,35 @@ def _end(span: Span, scope: Scope, route: str | None, status: int) -> None:
     if not status or status >= 500:
         span.set_status(StatusCode.ERROR)
     span.end()
+
+
+class Authentication:
+    """Knows who asks by `Authorization: Bearer KEY`, and what telemetry may keep of it.
+
+    With STACK_REQUIRE_API_KEY only those with a key are answered, but for health and the pages at /ui and
+    /docs. Otherwise a key that nobody made is as good as none: many clients send one.
+    """
+
+    def __init__(self, app: ASGIApp, stack: Callable[[], Stack]) -> None:
+        """`stack` is asked for while the application runs."""
+        self.app, self._stack = app, stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        stack = self._stack()
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, token = given.decode("latin-1").partition(" ")
+        key = await stack.api_keys.find(token.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            if stack.settings.require_api_key and not _OPEN.fullmatch(scope["path"]):
+                raise Unauthorized(_REFUSED if given else _NO_KEY)
+            await self.app(scope, receive, send)
+            return
+        get_current_span().set_attribute("stack.api_key", key.name)
+        with tracing.content(key.record_content):
+            await self.app(scope, receive, send)
 
 
 class BodyLimit:

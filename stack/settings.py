@@ -61,6 +61,10 @@ class Settings(BaseSettings):
         description="Scheme and host in the URLs of answers, e.g. https://stack.example.org. "
         "Default: those of the request.",
     )
+    require_api_key: bool = Field(
+        False,
+        description="Answer only requests with a key that `stack keys create` made; the others get a 401.",
+    )
     hf_token: SecretStr | None = Field(None, description="Token for gated Hugging Face models.")
     openai_api_key: SecretStr | None = Field(
         None,
@@ -147,7 +151,9 @@ class Settings(BaseSettings):
         1.0, ge=0, le=1, description="Share of the traces that are recorded, unless the caller has decided."
     )
     telemetry_content: bool = Field(
-        False, description="Record prompts and answers, too, as attributes of spans."
+        False,
+        description="Record prompts and answers, too, as attributes of spans, unless the request's API key "
+        "says otherwise.",
     )
     telemetry_otlp_url: str | None = Field(
         None, description="Collector that spans are sent to as well, e.g. http://collector:4318/v1/traces."

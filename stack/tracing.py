@@ -20,6 +20,7 @@ TRACER = trace.get_tracer("stack")
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _COMMON = context.create_key("stack-common-attributes")
+_CONTENT = context.create_key("stack-content-allowed")
 
 
 def parent_of(traceparent: str) -> Context:
@@ -37,10 +38,26 @@ def recorded() -> Context | None:
     return context.get_current() if trace.get_current_span().get_span_context().trace_flags.sampled else None
 
 
-def go_on(traceparent: str | None) -> None:
-    """What this task does from now on belongs to that span of another process."""
-    if traceparent is not None:
-        context.attach(parent_of(traceparent))
+def go_on(traceparent: str | None, content: bool | None = None) -> None:
+    """What this task does from now on belongs to that span of another process, with its `content_allowed`."""
+    current = None if traceparent is None else parent_of(traceparent)
+    context.attach(context.set_value(_CONTENT, content, current))
+
+
+@contextmanager
+def content(allowed: bool | None) -> Generator[None]:
+    """Within it spans may hold what is said, or may not, whatever the settings say; None: as they say."""
+    token = context.attach(context.set_value(_CONTENT, allowed))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+def content_allowed() -> bool | None:
+    """As whoever asks was told it; None: as the settings say."""
+    allowed: bool | None = context.get_value(_CONTENT)  # type: ignore[assignment]
+    return allowed
 
 
 def _of(current: Context) -> str | None:

@@ -46,6 +46,8 @@ def response_for(error: BaseException) -> Response:
     headers = {}
     if (seconds := getattr(error, "retry_after_s", None)) is not None:
         headers["retry-after"] = str(seconds)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
     return _response(error.status, error.title, str(error), headers)
 
 

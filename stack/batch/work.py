@@ -24,7 +24,7 @@ from stack.store.database import open_database
 from stack.store.lance import open_lance
 from stack.store.storage import open_storage
 from stack.telemetry.recording import open_recording
-from stack.tracing import go_on, traceparent
+from stack.tracing import content_allowed, go_on, traceparent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +48,9 @@ Answer = Callable[[Row], Awaitable[Row]]
 
 Work = Callable[[], AbstractAsyncContextManager[Answer]]
 """Opens what answers need, once in each process; Ray Data's workers get it by pickle."""
+
+Parent = tuple[str | None, bool | None]
+"""The job's span, and whether what is said may be recorded: see `stack.tracing.go_on`."""
 
 
 class Outcome(NamedTuple):
@@ -173,7 +176,8 @@ class _Parts:
 async def _on_ray(
     job_id: str, source: Source, open_answer: Work, parts: Sequence[Part]
 ) -> AsyncGenerator[Outcome]:
-    outcomes = await asyncio.to_thread(_outcomes, job_id, source, open_answer, parts, traceparent())
+    parent = traceparent(), content_allowed()
+    outcomes = await asyncio.to_thread(_outcomes, job_id, source, open_answer, parts, parent)
     try:
         while (found := await asyncio.to_thread(next, outcomes, None)) is not None:
             yield found
@@ -182,7 +186,7 @@ async def _on_ray(
 
 
 def _outcomes(
-    job_id: str, source: Source, open_answer: Work, parts: Sequence[Part], parent: str | None
+    job_id: str, source: Source, open_answer: Work, parts: Sequence[Part], parent: Parent
 ) -> Iterator[Outcome]:
     import ray.data
 
@@ -210,7 +214,7 @@ class Worker:
     What it does belongs to the job's span, which `parent` names.
     """
 
-    def __init__(self, job_id: str, source: Source, open_answer: Work, parent: str | None) -> None:
+    def __init__(self, job_id: str, source: Source, open_answer: Work, parent: Parent) -> None:
         self._loop, self._parent = asyncio.new_event_loop(), parent
         self._open = AsyncExitStack()
         self._parts = self._loop.run_until_complete(self._start(job_id, source, open_answer))
@@ -227,7 +231,7 @@ class Worker:
         return {"outcome": [list(found) for found in self._loop.run_until_complete(self._all(parts))]}
 
     async def _all(self, parts: Sequence[Part]) -> list[Outcome]:
-        go_on(self._parent)
+        go_on(*self._parent)
         outcomes = [outcome async for outcome in self._parts.work(parts)]
         if self._spans is not None:
             await self._spans.flush()  # the loop stands still until the next group

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from stack.cli import agent, batch, chat, doctor, evals, jobs, models, traces, up, version
+from stack.cli import agent, batch, chat, doctor, evals, jobs, keys, models, traces, up, version
 from stack.cli.problems import CliError, report
 from stack.errors import StackError
 
@@ -47,6 +47,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(evals.app, name="eval")
 app.add_typer(batch.app, name="batch")
 app.add_typer(traces.app, name="traces")
+app.add_typer(keys.app, name="keys")
 app.command("chat")(chat.chat)
 app.command("agent")(agent.agent)
 app.command("version")(version.version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -27,8 +28,11 @@ Url = Annotated[
 class Client:
     """A server's API, as far as the command line needs it. Raises CliError."""
 
-    def __init__(self, url: str, timeout_s: float = 300.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 300.0, key: str | None = None) -> None:
+        """`key`: an API key; by default the variable STACK_API_KEY, if it is set."""
         import httpx
+
+        key = os.environ.get("STACK_API_KEY") if key is None else key
 
         self.url = url.rstrip("/")
         try:
@@ -37,6 +41,7 @@ class Client:
                 base_url=self.url,
                 timeout=httpx.Timeout(timeout_s, connect=5.0),
                 trust_env=not _local(self.url),
+                headers={"authorization": f"Bearer {key}"} if key else {},
             )
         except httpx.InvalidURL as error:
             raise CliError(f"{url!r} is no URL ({error}); write e.g. {DEFAULT_URL}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -200,7 +201,7 @@ def _first_answers(
 
     from stack.cli.client import Client
 
-    with Client(url, timeout_s=60.0) as client:
+    with _own_key() as key, Client(url, timeout_s=60.0, key=key) as client:
         pending = list(models)
         while True:
             try:
@@ -215,6 +216,23 @@ def _first_answers(
                     raise CliError(f"no answer in time: {error}; logs: {cluster.logs}") from None
                 if cluster.wait_until_dead(0.1) is not None:
                     raise CliError(f"Ray ended while the stack started; logs: {cluster.logs}") from None
+
+
+@contextmanager
+def _own_key() -> Iterator[str | None]:
+    """A key for this process's requests, if the server answers only those with one."""
+    from stack.cli.keys import create, delete
+    from stack.settings import get_settings
+
+    if not get_settings().require_api_key:
+        yield None
+        return
+    name = f"stack-up-{os.getpid()}-{time.time_ns()}"
+    key = create(name)
+    try:
+        yield key
+    finally:
+        delete(name)
 
 
 def _smallest_request(args: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -66,7 +66,7 @@ async def _run(work: Work, job_id: str, settings: Settings) -> int:
             return 2
         log.info("job %s begins, attempt %d", job_id, lease.job.attempt)
         async with open_recording(settings, NoMeter()):
-            go_on(lease.job.traceparent)
+            go_on(lease.job.traceparent, lease.job.record_content)
             return await _Run(jobs, lease, JobContext(settings, database, lease)).run(work)
 
 

@@ -16,6 +16,7 @@ from stack.models.traced import traced
 from stack.schemas.models import Model, ModelType
 from stack.settings import Settings
 from stack.store.model_status import ModelStatus, ModelStatuses
+from stack.tracing import content_allowed
 
 
 class Serving:
@@ -64,7 +65,8 @@ class Serving:
         return self._traced(self._inference(model_id), model_id), length
 
     def _traced(self, model: Inference, model_id: str) -> Inference:
-        return traced(model, model_id, self._settings.telemetry_content)
+        allowed = content_allowed()
+        return traced(model, model_id, self._settings.telemetry_content if allowed is None else allowed)
 
     async def find(self, model_id: str) -> tuple[Model, ModelStatus | None]:
         """A model, and what is known of how it is served. Raises NotFound."""

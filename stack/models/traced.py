@@ -14,6 +14,7 @@ from stack.schemas.content import ToolCall, ToolCallDelta
 from stack.telemetry.conversations import INPUT, OUTPUT, told_input, told_output, told_prompt
 
 if TYPE_CHECKING:
+    from stack.engine.embedding.vectors import Vectors
     from stack.schemas.inference import (
         ChatCompletionRequest,
         ChatCompletionResponseStreamChunk,
@@ -67,6 +68,12 @@ class _Traced:
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsResponse:
         with tracing.span(f"embeddings {self._model_id}", self._attributes("embeddings")):
             return await self._model.embeddings(request)
+
+    async def vectors(
+        self, request: EmbeddingsRequest, priority: Priority = Priority.INTERACTIVE, whole: bool = False
+    ) -> Vectors:
+        with tracing.span(f"embeddings {self._model_id}", self._attributes("embeddings")):
+            return await self._model.vectors(request, priority, whole)
 
     def _begin(self, operation: str, params: SamplingParams | None) -> Span:
         attributes = self._attributes(operation)

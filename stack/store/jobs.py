@@ -21,7 +21,7 @@ from stack.errors import BadRequest, NotFound, StackError
 from stack.schemas.common import JobStatus
 from stack.store.database import Database
 from stack.store.tables import jobs
-from stack.tracing import traceparent
+from stack.tracing import content_allowed, traceparent
 
 LEASE_S = 15.0
 RENEW_S = 3.0
@@ -49,6 +49,7 @@ class Job:
     started_at: datetime | None
     ended_at: datetime | None
     traceparent: str | None = None  # the span that submitted it
+    record_content: bool | None = None  # as who submitted it; None: as the settings say
 
     @property
     def ended(self) -> bool:
@@ -113,6 +114,7 @@ class Jobs:
             "created_at": _now(),
             "swept": False,
             "traceparent": traceparent(),
+            "record_content": content_allowed(),
         }
         try:
             async with self.database.write() as connection:

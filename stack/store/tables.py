@@ -63,6 +63,15 @@ resources = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("name", String(ID_LENGTH), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("record_content", Boolean),  # none: as the settings say
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
 model_status = Table(
     "model_status",
     metadata,
@@ -128,6 +137,7 @@ jobs = Table(
     Column("ended_at", UtcDateTime),
     Column("swept", Boolean, nullable=False),  # its items, files and log are removed
     Column("traceparent", String(64)),  # the span that submitted it
+    Column("record_content", Boolean),  # whether what is said may be recorded; none: as the settings say
 )
 
 job_items = Table(

@@ -1,5 +1,37 @@
 // Requests to the server that this page came from.
 
+const KEY = "stack-api-key"; // in this browser, if the server asks for one
+const dialog = document.querySelector("#api-key");
+let asking = null;
+
+// As fetch does it, with the key; of a server that wants one, once someone has written it.
+export async function ask(path, options) {
+  const key = localStorage.getItem(KEY);
+  const headers = key ? { ...options.headers, authorization: `Bearer ${key}` } : options.headers;
+  const response = await fetch(path, { ...options, headers });
+  if (response.status !== 401 || !response.headers.has("www-authenticate")) return response;
+  if (key === localStorage.getItem(KEY)) {
+    asking ??= written(key ? "The server does not know the key." : "");
+    const given = await asking;
+    asking = null;
+    if (!given) return response;
+  }
+  return ask(path, options);
+}
+
+// What is written into the dialog, which is kept; empty: nothing.
+async function written(problem) {
+  dialog.querySelector("p").textContent = problem;
+  dialog.returnValue = "";
+  dialog.showModal();
+  await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
+  const field = dialog.querySelector("input");
+  const key = dialog.returnValue === "use" ? field.value.trim() : "";
+  field.value = "";
+  if (key) localStorage.setItem(KEY, key);
+  return key;
+}
+
 async function answer(response) {
   if (response.ok) return response;
   const text = await response.text();
@@ -16,7 +48,7 @@ async function answer(response) {
 async function request(method, path, body, signal) {
   const headers = body === undefined ? { traceparent: unrecorded() } : { "content-type": "application/json" };
   try {
-    return await answer(await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal }));
+    return await answer(await ask(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal }));
   } catch (error) {
     if (error instanceof TypeError) throw new Error("The server does not answer. Is it still running?");
     throw error;

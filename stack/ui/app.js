@@ -74,14 +74,14 @@ function decoded(part) {
 let going = false; // g was pressed
 
 function onKey(event) {
-  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  if (event.ctrlKey || event.altKey || event.metaKey || document.querySelector("dialog[open]")) return;
   const typing = event.target.matches("input, textarea, select");
-  if (event.key === "Escape" && !help.open) {
+  if (event.key === "Escape") {
     if (typing) event.target.blur();
     else if (!main.dispatchEvent(new CustomEvent("stop", { cancelable: true }))) return; // a view stopped something
     else if (location.hash.split("/").length > 2) history.back();
   }
-  if (typing || help.open) return;
+  if (typing) return;
   const wanted = Object.entries(VIEWS).find(([, [, key]]) => going && key === event.key);
   going = event.key === "g";
   if (wanted) location.hash = `#/${wanted[0]}`;

@@ -38,7 +38,7 @@ async function showOne(root, jobId, signal, every) {
     await post(`/v1/jobs/${id(jobId)}/cancel`, {}, signal).catch((error) => root.append(problem(error)));
   }
   async function showLog() {
-    const response = await fetch(`/v1/jobs/${id(jobId)}/logs`, { signal });
+    const response = await ask(`/v1/jobs/${id(jobId)}/logs`, { signal });
     log.hidden = false;
     log.textContent = (await response.text()) || "It has printed nothing.";
   }

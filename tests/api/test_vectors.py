@@ -13,6 +13,7 @@ from llama_stack_client import AsyncLlamaStackClient
 
 from stack.app import create_app
 from stack.settings import Settings
+from tests.api.test_tracing import spans_of
 from tests.vector.conftest import embedder, minilm, opened
 from tests.vector.embedder import Embedder
 
@@ -65,6 +66,21 @@ async def test_a_vector_database_s_life(llama: AsyncLlamaStackClient, client: ht
     await llama.vector_dbs.unregister("org/db")
     gone = await client.get("/v1/vector-dbs/org/db")
     assert (gone.status_code, gone.json()["title"]) == (404, "Not Found")
+
+
+async def test_what_is_embedded_on_the_way_has_spans(
+    llama: AsyncLlamaStackClient, client: httpx.AsyncClient
+) -> None:
+    for path, body in (
+        (INSERT, {"chunks": [{"content": "Llamas carry loads.", "metadata": {"document_id": "a"}}]}),
+        (QUERY, {"query": "pack animals"}),
+    ):
+        answer = await client.post(path, json={"vector_db_id": "org/db"} | body)
+        assert answer.status_code == 200, answer.text
+        spans = await spans_of(client, answer.headers["x-trace-id"], 2)
+        (embedding,) = (span for span in spans if span["name"] == "embeddings mini")
+        assert embedding["attributes"]["gen_ai.request.model"] == "mini"
+        assert embedding["parent_span_id"] in {span["span_id"] for span in spans}
 
 
 async def test_providers_name_the_store(client: httpx.AsyncClient) -> None:

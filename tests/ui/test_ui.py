@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+from stack.settings import Settings
 from tests.agents.instant import call, script
 from tests.ui.conftest import Site
 
@@ -262,3 +264,30 @@ def test_nothing_is_cut_off(page: Page, width: int) -> None:
         go(page, view)
         expect(page.get_by_role("heading").first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_server_that_wants_a_key(tmp_path: Path, browser: Browser) -> None:
+    site = Site(Settings(home=tmp_path / "home", require_api_key=True))
+    page = browser.new_page()
+    try:
+        key = site.run(site.stack.api_keys.create("alice"))
+        page.goto(f"{site.url}/ui#/models")
+        dialog = page.get_by_role("dialog", name="API key")
+        dialog.get_by_label("API key").fill("wrong")
+        dialog.get_by_role("button", name="Use").click()
+        expect(dialog).to_contain_text("The server does not know the key.")
+        dialog.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="Models")).to_be_visible()
+        expect(dialog).to_be_hidden()
+        page.goto(f"{site.url}/ui#/jobs")  # all views, and after loading the page again
+        page.reload()
+        expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+        expect(dialog).to_be_hidden()
+        site.run(site.stack.api_keys.delete("alice"))
+        page.reload()
+        dialog.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_text("401")).to_be_visible()
+    finally:
+        page.close()
+        site.close()
