@@ -5,16 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from opentelemetry.context import Context
-from opentelemetry.trace import Span
-
+from stack.jobs.stages import Stages
 from stack.settings import Settings
 from stack.store.database import Database
 from stack.store.job_items import Item, JobItems
 from stack.store.jobs import Job, Lease
-from stack.tracing import TRACER, recorded
+from stack.tracing import recorded, traceparent
 
 
 class JobContext:
@@ -23,8 +22,7 @@ class JobContext:
         self._lease, self._items = lease, JobItems(database)
         self._progress: dict[str, Any] = dict(lease.job.progress)
         self._stop = threading.Event()
-        self._trace: Context | None = None  # of the job's span
-        self._stage: tuple[str, Span] | None = None  # the phase under way
+        self._stages = Stages(None)
 
     @property
     def job(self) -> Job:
@@ -33,7 +31,7 @@ class JobContext:
 
     @property
     def lease(self) -> Lease:
-        """For other processes that work for this one."""
+        """For other processes that work for this one: what they do is below the job's span."""
         return self._lease
 
     @property
@@ -53,27 +51,22 @@ class JobContext:
         Costs nothing: the newest values are written about every second. From any thread.
         """
         if "phase" in values:
-            self.next_stage(values["phase"])
+            self._stages.next(values["phase"])
         self._progress = {**self._progress, **values}
 
     @contextmanager
     def stages(self) -> Generator[None]:
         """Within it each phase that `progress` tells of is a span below the current one."""
-        self._trace = recorded()
+        self._stages = Stages(recorded())
+        self._lease = replace(self._lease, job=replace(self._lease.job, traceparent=traceparent()))
         try:
             yield
         finally:
-            self.next_stage(None)
+            self.end_stage()
 
-    def next_stage(self, name: str | None) -> None:
-        """A span of its own for what comes now, where another process tells of the progress."""
-        if self._stage is not None and self._stage[0] == name:
-            return
-        stage, self._stage = self._stage, None
-        if stage is not None:
-            stage[1].end()
-        if name is not None and self._trace is not None:
-            self._stage = name, TRACER.start_span(f"stage {name}", self._trace)
+    def end_stage(self) -> None:
+        """What comes now is told by other processes."""
+        self._stages.next(None)
 
     @property
     def shown(self) -> dict[str, Any]:

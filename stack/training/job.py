@@ -67,7 +67,7 @@ async def run(
 
 async def _train(plan: Plan, context: JobContext, storage: Storage) -> tuple[Outcome, list[dict[str, Any]]]:
     """The run that is served, and what else is to be shown."""
-    context.next_stage("training")
+    context.end_stage()
     if plan.search is None:
         return await _in_thread(lambda: fit(plan, context.lease, RUN, context.settings)), []
     from stack.training.search import search, sweep

@@ -13,11 +13,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from stack.engine.base import NoMeter
 from stack.errors import StackError
+from stack.jobs.stages import Stages
 from stack.settings import Settings
 from stack.store.database import Database, open_database
 from stack.store.job_items import JobItems
 from stack.store.jobs import Jobs, Lease, LeaseLost
+from stack.telemetry.recording import open_recording
+from stack.tracing import parent_of
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +32,12 @@ PATIENCE_S = 60.0  # while the database is away
 class Report:
     """Writes from a thread of its own; use it as a context."""
 
-    def __init__(self, settings: Settings, lease: Lease) -> None:
+    def __init__(self, settings: Settings, lease: Lease, trial: str | None = None) -> None:
         self._settings, self._lease = settings, lease
+        parent = lease.job.traceparent
+        self._stages = Stages(
+            None if parent is None else parent_of(parent), None if trial is None else {"stack.trial": trial}
+        )
         self._shown: Mapping[str, Any] = {}
         self._loop = asyncio.new_event_loop()
         self._opened = threading.Event()
@@ -45,11 +53,14 @@ class Report:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stages.next(None)
         self._left.set()
         self._thread.join(timeout=10.0)
 
     def progress(self, **values: Any) -> None:
-        """Costs nothing: the newest values are written every second. Raises LeaseLost."""
+        """Costs nothing: the newest values are written every second. Raises LeaseLost. A phase is a span."""
+        if "phase" in values:
+            self._stages.next(values["phase"])
         self._shown = {**self._shown, **values}
         if self._lost:
             raise LeaseLost(self._lease.job_id)
@@ -60,7 +71,10 @@ class Report:
         asyncio.run_coroutine_threadsafe(noted, self._loop).result()
 
     async def _run(self) -> None:
-        async with open_database(self._settings) as self._database:
+        async with (
+            open_database(self._settings) as self._database,
+            open_recording(self._settings, NoMeter()),
+        ):
             self._opened.set()
             written: Mapping[str, Any] = {}
             while not self._left.is_set():

@@ -47,7 +47,8 @@ def train(run: Run) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stack-train-")))
-        report = stack.enter_context(Report(settings, run.lease)) if first else None
+        trial = None if run.name == RUN else run.name
+        report = stack.enter_context(Report(settings, run.lease, trial)) if first else None
         storage = stack.enter_context(_storage(settings))
         _Worker(run, settings, storage, scratch, report).run()
 

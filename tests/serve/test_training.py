@@ -19,6 +19,7 @@ import pytest
 from llama_stack_client import LlamaStackClient
 
 from stack.training.prepare import INLINE_ROWS
+from tests.serve.test_tracing import tree
 from tests.training.conftest import ROWS
 from tests.training.tiny import TRAINING_EXAMPLES, write_tiny_model
 
@@ -239,6 +240,17 @@ def test_what_was_trained_is_served_at_once(trains: Trains) -> None:
     assert time.monotonic() - began < 5
     picture = next(each for each in trains.wait("broken") if each.get("type") == "image")
     assert httpx.get(picture["url"]).content.startswith(b"\x89PNG")
+
+
+def test_its_trace_has_the_stages_of_all_processes(trains: Trains) -> None:
+    with httpx.Client(base_url=trains.url) as http:
+        condition = {"key": "stack.job_id", "op": "eq", "value": "unbroken"}
+        found = http.post("/v1/telemetry/traces", json={"attribute_filters": [condition]}).json()["data"]
+        stages = [f"stage {name}" for name in ("preparing", "loading", "training", "saving")]
+        spans = tree(http, found[0]["trace_id"], {"job supervised-fine-tune", *stages})
+    (job,) = (span for span in spans if span["name"] == "job supervised-fine-tune")
+    for name in stages:
+        assert {span["parent_span_id"] for span in spans if span["name"] == name} == {job["span_id"]}
 
 
 def test_a_cancelled_job_keeps_what_it_has(trains: Trains) -> None:
