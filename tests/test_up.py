@@ -6,10 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
+import pytest
+import ray
 
+from stack.cli.cluster import Cluster
+from stack.cli.problems import CliError
 from tests.terminal import Terminal
 
 UP = [sys.executable, "-m", "stack.cli", "up"]
@@ -77,3 +82,35 @@ def test_up_says_why_an_application_cannot_start(tmp_path: Path, unused_tcp_port
     assert "error: hello could not start: ValueError: the weights are bad" in done.stderr
     (logs,) = re.findall(r"^logs: (.*)$", done.stderr, re.MULTILINE)
     assert "the weights are bad" in "".join(log.read_text() for log in Path(logs).glob("*.log"))
+
+
+@pytest.mark.parametrize("failures", [1, 99])
+def test_ray_that_starts_too_slowly_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    left: list[psutil.Process] = []
+
+    def init(**_: Any) -> None:
+        if len(left) < failures:
+            command = [sys.executable, "-c", "import time; time.sleep(60)", f"{tmp_path}/ray/session"]
+            left.append(psutil.Process(subprocess.Popen(command).pid))
+            raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("stack.cli.cluster.adopt_orphans", lambda: None)  # for all of a process's life
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    cluster = Cluster(tmp_path)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # such as a download
+    try:
+        if failures == 1:
+            cluster.start()
+            assert len(left) == 1
+        else:
+            with pytest.raises(CliError, match="is the machine overloaded"):
+                cluster.start()
+            assert len(left) == 3
+        assert not any(process.is_running() for process in left)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()

@@ -24,6 +24,7 @@ from stack.cli.environment import free_port
 from stack.cli.problems import CliError
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_STARTS = 3
 
 
 @dataclass(slots=True)
@@ -63,15 +64,30 @@ class Cluster:
                 raise CliError(f"no Ray cluster answers at {self.address!r}: {error}") from None
             return
         adopt_orphans()
-        ray.init(
-            address="local",
-            include_dashboard=self.dashboard,
-            num_cpus=self.num_cpus,
-            _metrics_export_port=self.metrics_port,
-            _temp_dir=str(self.run_folder / "ray"),
-            **options,
-        )
-        self._core = [p for p in _children() if _name(p) in ("raylet", "gcs_server")]
+        self._start_ray(options)
+        self._core = [p for p in _children() if _living_name(p) in ("raylet", "gcs_server")]
+
+    def _start_ray(self, options: dict[str, Any]) -> None:
+        """Ray gives its agent 15 s, too few when a fresh disk and a busy machine meet: then once more."""
+        import ray
+
+        for _ in range(_STARTS):
+            try:
+                ray.init(
+                    address="local",
+                    include_dashboard=self.dashboard,
+                    num_cpus=self.num_cpus,
+                    _metrics_export_port=self.metrics_port,
+                    _temp_dir=str(self.run_folder / "ray"),
+                    **options,
+                )
+                return
+            except Exception as error:  # Ray has no class for this one
+                if "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+                kill([process for process in _children() if _mentions(process, f"{self.run_folder}/")])
+        raise CliError(f"Ray did not start in time, is the machine overloaded? logs: {self.logs}")
 
     def wait_until_dead(self, timeout_s: float) -> str | None:
         """Wait, and name the process without which the cluster cannot go on, if one has ended."""
@@ -164,9 +180,10 @@ def _children() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def _name(process: psutil.Process) -> str:
+def _living_name(process: psutil.Process) -> str:
+    """Of a process that has not ended, if it was not waited for."""
     with contextlib.suppress(psutil.Error):
-        return process.name()
+        return "" if process.status() == psutil.STATUS_ZOMBIE else process.name()
     return ""
 
 

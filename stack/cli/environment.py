@@ -17,7 +17,7 @@ from stack.settings import Settings, get_settings
 EVERYWHERE = {  # on laptops and, by cluster.yaml, on clusters
     "RAY_AUTH_MODE": "disabled",  # a token file left by another local Ray would switch it on
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_raylet_start_wait_time_s": "120",  # on a loaded machine Ray's half a minute is short
+    "RAY_raylet_start_wait_time_s": "60",  # on a loaded machine Ray's half a minute is short
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # Between replicas; the default of 4 MiB is less than a request may have (STACK_MAX_BODY_MB).
