@@ -2,10 +2,12 @@
 
     python benchmarks/telemetry.py queries --spans 10000 100000 1000000
     python benchmarks/telemetry.py cost --url http://127.0.0.1:8321 --other http://127.0.0.1:8322
+    python benchmarks/telemetry.py mixed --url http://127.0.0.1:8321
 
 queries: fills an SQLite file in a temporary folder, or the database at --database, and asks each query of
 the API 20 times; medians. cost: two running servers, one of them with STACK_TELEMETRY=false, asked in turn:
-the median time of a request that does nothing, and chats per second with 8 clients.
+the median time of a request that does nothing, and chats per second with 8 clients. mixed: 64 requests of
+five kinds at once; each must leave the spans, below the same parents, that one of its kind leaves alone.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("queries", "cost"))
+    parser.add_argument("what", choices=("queries", "cost", "mixed"))
     parser.add_argument("--spans", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--database", help="SQLAlchemy URL of an empty database")
     parser.add_argument("--url", default="http://127.0.0.1:8321")
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}")
-    asyncio.run(queries(args) if args.what == "queries" else cost(args))
+    asyncio.run({"queries": queries, "cost": cost, "mixed": mixed}[args.what](args))
 
 
 def megabytes(home: Path) -> float:
@@ -170,6 +172,63 @@ async def chats(client: httpx.AsyncClient, url: str, model: str) -> float:
     for first in range(0, 32, 8):
         await asyncio.gather(*(one(first + number) for number in range(8)))
     return 32 / (time.perf_counter() - began)
+
+
+async def mixed(args: argparse.Namespace) -> None:
+    greedy = {"strategy": {"type": "greedy"}, "max_tokens": 8}
+    said = [{"role": "user", "content": "What is the capital of France?"}]
+    chat = {"model_id": args.model, "messages": said, "sampling_params": greedy}
+    embed = {"model_id": MODELS[1], "contents": ["a text"]}
+    shield = {"shield_id": "pii", "messages": said, "params": {}}
+    agent = {"model": args.model, "instructions": "Be brief.", "sampling_params": greedy}
+    async with httpx.AsyncClient(base_url=args.url, timeout=300) as client:
+
+        async def post(path: str, body: Any) -> httpx.Response:
+            return (await client.post(path, json=body)).raise_for_status()
+
+        agent_id = (await post("/v1/agents", {"agent_config": agent})).json()["agent_id"]
+
+        async def turn() -> httpx.Response:
+            path = f"/v1/agents/{agent_id}/session"
+            session = (await post(path, {"session_name": "s"})).json()["session_id"]
+            return await post(f"{path}/{session}/turn", {"messages": said, "stream": True})
+
+        kinds: list[Callable[[], Awaitable[httpx.Response]]] = [
+            lambda: post("/v1/inference/chat-completion", chat),
+            lambda: post("/v1/inference/chat-completion", chat | {"stream": True}),
+            lambda: post("/v1/inference/embeddings", embed),
+            lambda: post("/v1/safety/run-shield", shield),
+            turn,
+        ]
+        alone = [await shape(client, await ask(), None) for ask in kinds]
+        asked = [kinds[number % len(kinds)]() for number in range(64)]
+        answers = await asyncio.gather(*asked)
+        traces = {answer.headers["x-trace-id"] for answer in answers}
+        found, expected, right = 0, 0, 0
+        for number, answer in enumerate(answers):
+            wanted = alone[number % len(kinds)]
+            spans = await shape(client, answer, len(wanted))
+            found, expected, right = found + len(spans), expected + len(wanted), right + (spans == wanted)
+        print(f"64 requests in {len(traces)} traces, {found} spans of {expected}; {right} are as alone")
+
+
+async def shape(
+    client: httpx.AsyncClient, answer: httpx.Response, count: int | None
+) -> list[tuple[str, str]]:
+    """Each span's name and its parent's, once there are `count` of them, or after two seconds."""
+    trace = answer.headers["x-trace-id"]
+    wait, tree = 2.0 if count is None else 0.1, dict[str, Any]()
+    for _ in range(1 if count is None else 100):
+        await asyncio.sleep(wait)
+        got = await client.get(f"/v1/telemetry/traces/{trace}")
+        if got.status_code == 404:
+            continue
+        root = got.json()["root_span_id"]
+        tree = (await client.post(f"/v1/telemetry/spans/{root}/tree", json={})).json()["data"]
+        if count is None or len(tree) >= count:
+            break
+    names = {span["span_id"]: span["name"] for span in tree.values()}
+    return sorted((span["name"], names.get(span.get("parent_span_id"), "")) for span in tree.values())
 
 
 if __name__ == "__main__":
