@@ -1,13 +1,15 @@
 """Queries over many spans, and what recording costs.
 
     python benchmarks/telemetry.py queries --spans 10000 100000 1000000
-    python benchmarks/telemetry.py cost --url http://127.0.0.1:8321 --other http://127.0.0.1:8322
+    python benchmarks/telemetry.py cost --url http://127.0.0.1:8321
+    python benchmarks/telemetry.py other --url http://127.0.0.1:8321 --other http://127.0.0.1:8322
     python benchmarks/telemetry.py mixed --url http://127.0.0.1:8321
 
 queries: fills an SQLite file in a temporary folder, or the database at --database, and asks each query of
-the API 20 times; medians. cost: two running servers, one of them with STACK_TELEMETRY=false, asked in turn:
-the median time of a request that does nothing, and chats per second with 8 clients. mixed: 64 requests of
-five kinds at once; each must leave the spans, below the same parents, that one of its kind leaves alone.
+the API 20 times; medians. cost: the median time of a request that does nothing, and chats per second with 8
+clients, recorded and not in turn. other: chats beside a second server with STACK_TELEMETRY=false. mixed: 64
+requests of five kinds at once; each must leave the spans, below the same parents, that one of its kind leaves
+alone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import asyncio
 import os
 import random
+import secrets
 import statistics
 import tempfile
 import time
@@ -33,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("queries", "cost", "mixed"))
+    parser.add_argument("what", choices=("queries", "cost", "other", "mixed"))
     parser.add_argument("--spans", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--database", help="SQLAlchemy URL of an empty database")
     parser.add_argument("--url", default="http://127.0.0.1:8321")
@@ -42,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     print(f"load {os.getloadavg()[0]:.1f}")
-    asyncio.run({"queries": queries, "cost": cost, "mixed": mixed}[args.what](args))
+    asyncio.run({"queries": queries, "cost": cost, "other": other, "mixed": mixed}[args.what](args))
 
 
 def megabytes(home: Path) -> float:
@@ -142,31 +145,56 @@ async def ask(store: Any, total: int) -> None:
 
 
 async def cost(args: argparse.Namespace) -> None:
-    async with httpx.AsyncClient(timeout=120) as client:
-        found: dict[str, list[tuple[float, float]]] = {args.url: [], args.other: []}
-        for _ in range(args.rounds):
-            for url, rounds in found.items():
-                rounds.append((await no_op(client, url), await chats(client, url, args.model)))
-        for url, rounds in found.items():
-            p50, rate = (statistics.median(column) for column in zip(*rounds, strict=True))
-            print(f"{url}: no-op p50 {p50 * 1e3:.2f} ms, {rate:.2f} chats/s")
+    """Of recording, in one server: the caller's traceparent says whether a request is recorded."""
+    async with httpx.AsyncClient(base_url=args.url, timeout=120) as client:
+        rates: dict[bool, list[float]] = {True: [], False: []}
+        for number in tqdm(range(args.rounds), unit="round"):
+            for recorded in (True, False) if number % 2 else (False, True):  # nobody is always first
+                rates[recorded].append(await chats(client, args.model, asked(recorded)))
+        times = await no_op(client)
+    for recorded, of in rates.items():
+        p50, rate = statistics.median(times[recorded]) * 1e3, statistics.median(of)
+        print(f"{'recorded' if recorded else 'not recorded'}: no-op p50 {p50:.2f} ms, {rate:.2f} chats/s")
 
 
-async def no_op(client: httpx.AsyncClient, url: str) -> float:
-    times = []
-    for _ in range(300):
+async def other(args: argparse.Namespace) -> None:
+    """Beside a server that records nothing at all."""
+    async with (
+        httpx.AsyncClient(base_url=args.url, timeout=120) as on,
+        httpx.AsyncClient(base_url=args.other, timeout=120) as off,
+    ):
+        rates: dict[httpx.AsyncClient, list[float]] = {on: [], off: []}
+        for number in tqdm(range(args.rounds), unit="round"):
+            for client in (on, off) if number % 2 else (off, on):
+                rates[client].append(await chats(client, args.model, dict))
+    for client, found in rates.items():
+        print(f"{client.base_url}: {statistics.median(found):.2f} chats/s")
+
+
+def asked(recorded: bool) -> Callable[[], dict[str, str]]:
+    """Headers of a new trace for each request."""
+    flags = "01" if recorded else "00"
+    return lambda: {"traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{flags}"}
+
+
+async def no_op(client: httpx.AsyncClient) -> dict[bool, list[float]]:
+    """One after the other, every second one recorded."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(4000):
+        recorded = number % 2 == 0
         began = time.perf_counter()
-        (await client.get(f"{url}/v1/version")).raise_for_status()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+        (await client.get("/v1/version", headers=asked(recorded)())).raise_for_status()
+        times[recorded].append(time.perf_counter() - began)
+    return times
 
 
-async def chats(client: httpx.AsyncClient, url: str, model: str) -> float:
+async def chats(client: httpx.AsyncClient, model: str, headers: Callable[[], dict[str, str]]) -> float:
     async def one(number: int) -> None:
         messages = [{"role": "user", "content": f"{number}: what is the capital of France?"}]
         sampling = {"strategy": {"type": "greedy"}, "max_tokens": 32}
         body = {"model_id": model, "messages": messages, "sampling_params": sampling}
-        (await client.post(f"{url}/v1/inference/chat-completion", json=body)).raise_for_status()
+        answer = await client.post("/v1/inference/chat-completion", json=body, headers=headers())
+        answer.raise_for_status()
 
     began = time.perf_counter()
     for first in range(0, 32, 8):
