@@ -248,6 +248,8 @@ def _smallest_request(args: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def _announce(url: str, contents: dict[str, Any], cluster: Cluster, console: Console) -> None:
     import psutil
 
+    from stack.settings import get_settings
+
     seconds = time.time() - psutil.Process().create_time()
     console.print(f"[bold green]ready[/] at [bold]{url}[/] after {seconds:.0f} s", highlight=False)
     models = declared_models(contents)
@@ -258,6 +260,8 @@ def _announce(url: str, contents: dict[str, Any], cluster: Cluster, console: Con
         body = json.dumps({"model_id": llm, "messages": [{"role": "user", "content": "Hello!"}]})
         typer.echo("try:", err=True)
         command = f"curl {url}/v1/inference/chat-completion -H 'content-type: application/json'"
+        if get_settings().require_api_key:
+            command += ' -H "authorization: Bearer $STACK_API_KEY"'
         typer.echo(f"  {command} \\\n    -d '{body}'", err=True)
     if cluster.address is None:
         metrics = f"http://127.0.0.1:{cluster.metrics_port}/metrics"
