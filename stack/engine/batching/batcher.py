@@ -81,6 +81,7 @@ class Batcher:
         self._deliveries: list[Delivery] = []
         self._interactive = -QUICK_S  # when one was live last
         self._turn = 0
+        self._quick = False  # whether this step was to be short
         self._changed = threading.Condition()  # guards what follows
         self._waiting: Waiting[Request] = Waiting()
         self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
@@ -165,6 +166,8 @@ class Batcher:
             if step is not None:
                 seconds = time.perf_counter() - started
                 self._pace.observe(seconds, *step)
+                if self._quick:
+                    self._pace.observe_quick(seconds, sum(step))
                 self._report(seconds, step[0])
         with self._changed:
             rest = [*self._live, *self._waiting.clear()]
@@ -265,7 +268,8 @@ class Batcher:
         prompts.sort(key=lambda prompt: prompt[1].priority)
         waiting = [slot.remaining for _, slot in prompts]
         budget = self._pace.budget(len(together))
-        if self._hurries() and not urgent:
+        self._quick = self._hurries() and not urgent and not alone
+        if self._quick:
             quick = min(self._pace.quick, budget + len(together))
             together = self._take_turns(together, quick - min(sum(waiting), quick // 2))
             budget = max(quick - len(together), 1)

@@ -13,7 +13,9 @@ T = TypeVar("T")
 STEP_S = 0.2  # aim for a step with prompts: others' tokens come so often, and a new prompt waits so long
 MIN_BUDGET, MAX_BUDGET = 32, 8192
 SMALLEST_SHARE = 64
-QUICK_STEP_S = 0.1  # aim for a step of batch requests while chats come in: the next one waits so long at most
+QUICK_STEP_S = 0.08  # aim for a step of batch requests while chats come in: the next one waits so long. It is
+# twice what the fewest rows take where that is more: the weights are read for few as they are for many
+FEWEST_QUICK = 4  # tokens of such a step
 QUICK_S = 10.0  # after an interactive request the next one is expected for so long
 
 
@@ -82,6 +84,7 @@ class Pace:
         self._fixed = fixed
         self._token_s: float | None = None
         self._writing_s: dict[int, float] = {}  # of a step without prompts, by the bits of its number of rows
+        self._quick: float | None = None  # tokens of a short step
 
     def budget(self, rows: int) -> int:
         """For a step in which so many rows write a token."""
@@ -94,26 +97,43 @@ class Pace:
 
     @property
     def quick(self) -> int:
-        """How many tokens, of prompts and of rows that write, make a step of QUICK_STEP_S.
+        """How many tokens, of prompts and of rows that write, make a short step.
 
-        A row is taken to cost as much as a token of a prompt, as it does where computing is the limit.
+        Until one was seen, a row is taken to cost as much as a token of a prompt.
         """
-        if self._token_s is None:
-            return MAX_BUDGET
-        return max(int(QUICK_STEP_S / self._token_s), MIN_BUDGET // 2)
+        return round(self._quick_tokens())
 
     def observe(self, seconds: float, prompt_tokens: int, rows: int) -> None:
         """A step has taken so long; moving averages forget half after two or three steps."""
         if prompt_tokens == 0:
-            before = self._writing_s.get(rows.bit_length(), seconds)
-            self._writing_s[rows.bit_length()] = before + 0.25 * (seconds - before)
+            self._writing_s[rows.bit_length()] = _toward(seconds, self._writing_s.get(rows.bit_length()))
         elif prompt_tokens >= MIN_BUDGET // 2:
             token_s = max(seconds - self._writing(rows), 1e-6) / prompt_tokens
-            self._token_s = (
-                token_s if self._token_s is None else self._token_s + 0.25 * (token_s - self._token_s)
-            )
+            self._token_s = _toward(token_s, self._token_s)
+
+    def observe_quick(self, seconds: float, tokens: int) -> None:
+        """A step that was to be short has taken so long: the next ones have fewer tokens, or more.
+
+        A step that took less time because it had less to do says nothing.
+        """
+        if seconds > self._quick_s or tokens >= self.quick:
+            self._quick = _toward(tokens * self._quick_s / seconds, self._quick_tokens())
+
+    def _quick_tokens(self) -> float:
+        tokens = self._quick
+        if tokens is None:
+            tokens = SMALLEST_SHARE if self._token_s is None else self._quick_s / self._token_s
+        return min(max(tokens, FEWEST_QUICK), MAX_BUDGET)
+
+    @property
+    def _quick_s(self) -> float:
+        return max(QUICK_STEP_S, 2 * min(self._writing_s.values(), default=0.0))
 
     def _writing(self, rows: int) -> float:
         """Seconds that so many rows take; those of fewer rows when it is not known."""
         known = [bits for bits in self._writing_s if bits <= rows.bit_length()]
         return self._writing_s[max(known)] if rows and known else 0.0
+
+
+def _toward(seen: float, average: float | None) -> float:
+    return seen if average is None else average + 0.25 * (seen - average)

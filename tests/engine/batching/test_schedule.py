@@ -7,7 +7,16 @@ import random
 import pytest
 
 from stack.engine.base import Priority
-from stack.engine.batching.schedule import MAX_BUDGET, MIN_BUDGET, QUICK_STEP_S, STEP_S, Pace, Waiting, share
+from stack.engine.batching.schedule import (
+    FEWEST_QUICK,
+    MAX_BUDGET,
+    MIN_BUDGET,
+    QUICK_STEP_S,
+    STEP_S,
+    Pace,
+    Waiting,
+    share,
+)
 
 
 def test_interactive_first_then_by_arrival() -> None:
@@ -73,9 +82,42 @@ def test_the_budget_follows_the_machine() -> None:
 
 def test_what_fits_a_short_step() -> None:
     pace = Pace()
-    assert pace.quick == MAX_BUDGET
     pace.observe(0.1, 100, 0)
     assert pace.quick == QUICK_STEP_S / 0.001
     for _ in range(50):
         pace.observe(10.0, MIN_BUDGET, 0)
-    assert pace.quick == MIN_BUDGET // 2
+    assert pace.quick == FEWEST_QUICK
+    for _ in range(50):
+        pace.observe(1e-6, 1000, 0)
+    assert pace.quick == MAX_BUDGET
+
+
+@pytest.mark.parametrize("token_s", [0.0005, 0.002, 0.01])
+def test_short_steps_follow_how_long_they_took(token_s: float) -> None:
+    """Each costs 20 ms and so much a token, more or less than what prompts let expect."""
+
+    def seconds(tokens: int) -> float:
+        return 0.02 + token_s * tokens
+
+    pace = Pace()
+    pace.observe(0.1, 100, 0)
+    for _ in range(60):
+        pace.observe_quick(seconds(pace.quick), pace.quick)
+    assert seconds(pace.quick) == pytest.approx(QUICK_STEP_S, abs=token_s)
+    fits = pace.quick
+    pace.observe_quick(0.02, 1)  # there was little to do
+    assert pace.quick == fits
+    for _ in range(60):
+        pace.observe_quick(10.0, pace.quick)
+    assert pace.quick == FEWEST_QUICK
+    for _ in range(60):
+        pace.observe_quick(seconds(pace.quick), pace.quick)
+    assert seconds(pace.quick) == pytest.approx(QUICK_STEP_S, abs=token_s)
+
+
+def test_where_one_row_takes_long_a_short_step_takes_twice_that() -> None:
+    pace = Pace()
+    pace.observe(0.2, 0, 1)
+    for _ in range(60):
+        pace.observe_quick(0.2 + 0.001 * pace.quick, pace.quick)
+    assert pace.quick == pytest.approx(200, rel=0.05)
