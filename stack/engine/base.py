@@ -11,6 +11,7 @@ Three levels, each hiding the one below:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from ctypes import c_int
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -150,6 +151,24 @@ class RunnerAdapters(Protocol):
         """Free an adapter's memory. In the runner's thread; nothing happens when it is not there."""
 
 
+class Stopped(Exception):
+    """A forward pass ended before its end, as it was told."""
+
+
+class Stop:
+    """Tells a forward pass to end, from any thread: it raises Stopped before its next layer."""
+
+    def __init__(self) -> None:
+        self.flag = c_int(0)  # where code in C sees it
+
+    def set(self, stop: bool = True) -> None:
+        self.flag.value = stop
+
+    def check(self) -> None:
+        if self.flag.value:
+            raise Stopped
+
+
 class Runner(Protocol):
     """Weights, key-value cache and the forward pass. Synchronous; called from one thread only."""
 
@@ -159,11 +178,12 @@ class Runner(Protocol):
     reuses_prefixes: bool  # a slot may go on from any earlier position, and copy_prefix works
     adapters: RunnerAdapters | None  # None: it takes none
 
-    def forward(self, segments: Sequence[Segment]) -> Tensor:
+    def forward(self, segments: Sequence[Segment], stop: Stop | None = None) -> Tensor:
         """Run all segments in one pass, each slot at most once. float32 [segments that want logits, vocab].
 
         The caller may overwrite the result. Positions of a slot from `start` on are forgotten. A segment
-        with media comes alone, with its whole prompt.
+        with media comes alone, with its whole prompt. Raises Stopped when `stop` is set and the runner heeds
+        it; the same pass may then be run again, as if it had never begun.
         """
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:

@@ -13,6 +13,7 @@ PREFILL_TOKENS: Final = "prefill_tokens"
 REUSED_TOKENS: Final = "reused_prompt_tokens"
 DECODE_TOKENS: Final = "decode_tokens"
 PREEMPTIONS: Final = "preemptions"
+STOPPED_STEPS: Final = "stopped_steps"
 FAILED_STEPS: Final = "failed_steps"
 ADAPTERS: Final = "adapters"
 
@@ -32,6 +33,7 @@ METRICS: Final = {
     REUSED_TOKENS: ("counter", "Prompt tokens taken from a cache instead."),
     DECODE_TOKENS: ("counter", "Tokens generated."),
     PREEMPTIONS: ("counter", "Batch requests that gave their slot to an interactive one."),
+    STOPPED_STEPS: ("counter", "Forward passes of batch requests given up for an interactive one."),
     FAILED_STEPS: ("counter", "Forward passes that raised."),
     ADAPTERS: ("gauge", "LoRA adapters that the replica holds."),
     EMBEDDING_CALLS: ("gauge", "Embedding calls that wait or are computed."),

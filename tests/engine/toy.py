@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from stack.engine.base import Segment
+from stack.engine.base import Segment, Stop, Stopped
 
 VOCABULARY = 64
 END = 63
@@ -48,14 +48,23 @@ class ToyRunner:
         self.step_s = step_s
         self.cache: list[list[int]] = [[] for _ in range(slots)]
         self.steps: list[list[Segment]] = []
+        self.stopped: list[list[Segment]] = []  # passes that were given up
         self.copies: list[tuple[int, int, int]] = []
         self.before: Callable[[Sequence[Segment]], None] = lambda segments: None
         self.go = threading.Event()  # cleared: the next forward waits, so that a test can set a scene
         self.go.set()
+        self.held = False  # whether a forward waits for it
 
-    def forward(self, segments: Sequence[Segment]) -> Tensor:
+    def forward(self, segments: Sequence[Segment], stop: Stop | None = None) -> Tensor:
+        self.held = not self.go.is_set()
         assert self.go.wait(10)
+        self.held = False
         assert len({segment.slot for segment in segments}) == len(segments) > 0
+        if stop is not None and stop.flag.value:
+            self.stopped.append(list(segments))
+            for segment in segments:  # what the first layers have written
+                self.cache[segment.slot][segment.start :] = [END] * len(segment.tokens)
+            raise Stopped
         self.steps.append(list(segments))
         self.before(segments)
         time.sleep(self.step_s)
@@ -80,6 +89,19 @@ class ToyRunner:
     @property
     def computed(self) -> int:
         return sum(len(segment.tokens) for step in self.steps for segment in step)
+
+
+class StopAt(Stop):
+    """Ends a pass that asks it between its layers, before the one with this number."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layers = layer
+
+    def check(self) -> None:
+        self.set(self.layers == 0)
+        self.layers -= 1
+        super().check()
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:

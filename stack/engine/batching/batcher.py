@@ -5,10 +5,10 @@ sampling step. The event loops only enqueue and receive.
 
 Priorities: waiting interactive requests are admitted before batch ones. When every slot is taken, an
 interactive request takes the slot of the batch request with the fewest tokens, which goes back to the head
-of its queue and later goes on where it was, its tokens computed again. Until an interactive request has
-its first token, batch ones stand still, and for QUICK_S after one they take turns in steps that are short.
-So batch work may fill the machine, interactive requests never wait for it longer than a step, and no slot has
-to stay empty for them.
+of its queue and later goes on where it was, its tokens computed again. A pass of batch requests alone is
+given up when an interactive one comes in, and run again later. Until that has its first token, batch ones
+stand still; then they take part in its steps, and for QUICK_S in turns, so that the steps are short. So batch
+work may fill the machine, interactive requests hardly wait for it, and no slot has to stay empty for them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stack.engine import metrics
-from stack.engine.base import Generation, Meter, NoMeter, Output, Priority, Runner, Segment
+from stack.engine.base import (
+    Generation,
+    Meter,
+    NoMeter,
+    Output,
+    Priority,
+    Runner,
+    Segment,
+    Stop,
+    Stopped,
+)
 from stack.engine.batching.outputs import Delivery, deliver
 from stack.engine.batching.prefix import Slot, Slots
 from stack.engine.batching.request import Request, check
@@ -82,6 +92,8 @@ class Batcher:
         self._interactive = -QUICK_S  # when one was live last
         self._turn = 0
         self._quick = False  # whether this step was to be short
+        self._stop = Stop()  # of a pass of batch requests
+        self._stopped = False  # whether batch requests have yet to make up for a pass that was given up
         self._changed = threading.Condition()  # guards what follows
         self._waiting: Waiting[Request] = Waiting()
         self._calls: deque[tuple[Callable[[], None], Future[None]]] = deque()
@@ -133,6 +145,8 @@ class Batcher:
                 )
             self._open += 1
             self._waiting.append(request, request.generation.priority)
+            if request.generation.priority is Priority.INTERACTIVE:
+                self._stop.set()
             self._changed.notify()
 
     def _abandon(self, request: Request) -> None:
@@ -198,13 +212,13 @@ class Batcher:
 
     def _step(self) -> tuple[int, int] | None:
         """One step for all. Returns how many prompt tokens it had, and how many rows that wrote a token;
-        None when there was nothing to do."""
+        None when there was nothing to do, or it was given up."""
         for request in [request for request in self._live if request.cancelled]:
             self._leave(request)
         self._admit()
         batches = self._plan()
-        for batch in batches:
-            self._compute(batch)
+        if not all(self._compute(batch) for batch in batches):
+            return None
         sizes = [len(segment.tokens) for batch in batches for _, segment in batch]
         return (sum(size for size in sizes if size > 1), sizes.count(1)) if sizes else None
 
@@ -310,9 +324,10 @@ class Batcher:
         slot.started = True
         return True
 
-    def _compute(self, batch: Batch) -> None:
+    def _compute(self, batch: Batch) -> bool:
+        """False: it was given up for an interactive request."""
         try:
-            logits = self._runner.forward([segment for _, segment in batch])
+            logits = self._runner.forward([segment for _, segment in batch], self._stop_of(batch))
             for request, segment in batch:
                 assert request.slot is not None
                 request.slot.computed += len(segment.tokens)
@@ -320,13 +335,32 @@ class Batcher:
             if drawing:
                 rows = [self._row(request) for request in drawing]
                 tokens, logprobs = draw(logits, rows)
+        except Stopped:
+            self._meter.count(metrics.STOPPED_STEPS)
+            self._stopped = True
+            return False
         except Exception as error:  # whatever it was, those that are not in this batch must go on
             self._fail([request for request, _ in batch], error)
-            return
+            return True
+        if any(request.generation.priority is Priority.BATCH for request, _ in batch):
+            self._stopped = False
         if drawing:
             self._meter.count(metrics.DECODE_TOKENS, len(drawing))
             for request, token, chosen in zip(drawing, tokens, logprobs, strict=True):
                 self._take(request, token, chosen)
+        return True
+
+    def _stop_of(self, batch: Batch) -> Stop | None:
+        """What ends the pass when an interactive request comes in. None when nothing may.
+
+        It may not when it has one already, nor when the one before was given up: many chats make batch
+        requests slow, but do not keep them from going on.
+        """
+        if self._stopped or any(request.generation.priority is Priority.INTERACTIVE for request, _ in batch):
+            return None
+        with self._changed:
+            self._stop.set(self._waiting.waits(Priority.INTERACTIVE))
+        return self._stop
 
     def _row(self, request: Request) -> Row:
         """How the request draws; ends it when its constraint raises."""

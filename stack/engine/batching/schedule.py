@@ -35,6 +35,9 @@ class Waiting(Generic[T]):
         """As the next of its priority."""
         self._queues[priority].appendleft(item)
 
+    def waits(self, priority: Priority) -> bool:
+        return bool(self._queues[priority])
+
     def peek(self) -> T | None:
         return next((queue[0] for queue in self._queues.values() if queue), None)
 

@@ -19,7 +19,7 @@ from stack.engine.runners.llama_eager import EagerLlama
 from stack.engine.runners.llama_weights import LlamaShape, base_weight, open_weights, supports
 
 if TYPE_CHECKING:
-    from stack.engine.base import RunnerAdapters, Segment
+    from stack.engine.base import RunnerAdapters, Segment, Stop
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class LlamaRunner:
         log.info("%s: %s, %s, %d threads", folder.name, type(model).__name__, dtype, threads)
         return cls(model, slots, context_length, shape.vocab_size)
 
-    def forward(self, segments: Sequence[Segment]) -> Tensor:
+    def forward(self, segments: Sequence[Segment], stop: Stop | None = None) -> Tensor:
         """Raises ValueError for what would read or write outside of the cache or the vocabulary."""
         for segment in segments:
             end = segment.start + len(segment.tokens)
@@ -81,7 +81,7 @@ class LlamaRunner:
                 )
             if min(segment.tokens) < 0 or max(segment.tokens) >= self.vocab_size:
                 raise ValueError(f"a token is not in the vocabulary of {self.vocab_size}")
-        return self.model.forward(segments)
+        return self.model.forward(segments, stop)
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
         self.model.copy_prefix(source, target, tokens)

@@ -22,7 +22,7 @@ from stack.engine.runners.linear import Linear
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stack.engine.base import Segment
+    from stack.engine.base import Segment, Stop
     from stack.engine.runners.llama_weights import LlamaShape, Weights
 
 ROUND = 32  # decode attends to a multiple of this many positions, so that few shapes occur
@@ -99,7 +99,7 @@ class EagerLlama:
         self._grow(context_length if device.type == "cpu" else min(context_length, FIRST_POSITIONS))
 
     @torch.no_grad()
-    def forward(self, segments: Sequence[Segment]) -> Tensor:
+    def forward(self, segments: Sequence[Segment], stop: Stop | None = None) -> Tensor:
         """float32 [segments that want logits, vocab_size]."""
         end = max(segment.start + len(segment.tokens) for segment in segments)
         if end > self._positions:
@@ -108,6 +108,8 @@ class EagerLlama:
         batch = self._batch([segments[i] for i in order])
         x = F.embedding(batch.ids, self._embedding)
         for index, layer in enumerate(self._layers):
+            if stop is not None:
+                stop.check()
             x = x + self._attend(index, layer, self._rms(x, layer.attention_norm), batch)
             gate, up = layer.gate_up(self._rms(x, layer.mlp_norm), batch.plan).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up, batch.plan)

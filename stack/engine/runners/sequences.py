@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stack.engine.adapters.modules import ModuleBank, counted, linear_modules
-from stack.engine.base import RunnerAdapters, Segment
+from stack.engine.base import RunnerAdapters, Segment, Stop
 from stack.engine.runners.loading import is_multimodal, load_model
 from stack.errors import BadRequest
 
@@ -62,8 +62,11 @@ class SequenceRunner:
         return cls(load_model(folder, config, dtype, device), slots, context_length)
 
     @torch.inference_mode()
-    def forward(self, segments: Sequence[Segment]) -> Tensor:
-        """Chunks of a prompt are only collected until its last one, which computes them all."""
+    def forward(self, segments: Sequence[Segment], stop: Stop | None = None) -> Tensor:
+        """Chunks of a prompt are only collected until its last one, which computes them all.
+
+        It does not stop: a state that has moved on in some layers cannot go back.
+        """
         logits = [row for segment in segments if (row := self._advance(segment)) is not None]
         return torch.stack(logits) if logits else torch.empty(0, self.vocab_size)
 

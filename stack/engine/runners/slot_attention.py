@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stack.engine.base import Segment
+from stack.engine.base import Segment, Stop
 
 NAME = "stack_slots"
 ROUND = 32  # lengths are rounded up to it, so that kernels meet few different shapes
@@ -76,8 +76,11 @@ class Decode:
 class Step:
     """One forward pass's segments as index tensors; masks are made once and shared by the layers."""
 
-    def __init__(self, cache: SlotCache, segments: Sequence[Segment], device: torch.device) -> None:
+    def __init__(
+        self, cache: SlotCache, segments: Sequence[Segment], device: torch.device, stop: Stop | None = None
+    ) -> None:
         self.cache = cache
+        self.stop = stop
         sizes = [len(segment.tokens) for segment in segments]
         starts = np.cumsum([0, *sizes])
         token_slots = np.repeat([segment.slot for segment in segments], sizes)
@@ -197,8 +200,12 @@ def attention(
 
     query [1, query heads, tokens, dim], key and value [1, heads, tokens, dim]
     -> [1, tokens, query heads, dim]
+
+    Raises Stopped when the step is to end.
     """
     step: Step = _running.step
+    if step.stop is not None:
+        step.stop.check()
     index = int(module.layer_idx)  # type: ignore[arg-type]  # a module's attribute
     keys, values = step.cache.layer(index, key, value)
     keys[step.slots, :, step.positions] = key[0].transpose(0, 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stack.engine.adapters.modules import ModuleBank, counted, linear_modules
-from stack.engine.base import RunnerAdapters, Segment
+from stack.engine.base import RunnerAdapters, Segment, Stop
 from stack.engine.runners import slot_attention
 from stack.engine.runners.linear import pack_linears
 from stack.engine.runners.loading import is_multimodal, load_model
@@ -64,11 +64,11 @@ class SlotRunner:
         return cls(load_model(folder, config, dtype, device), slots, context_length)
 
     @torch.inference_mode()
-    def forward(self, segments: Sequence[Segment]) -> Tensor:
+    def forward(self, segments: Sequence[Segment], stop: Stop | None = None) -> Tensor:
         tokens = [token for segment in segments for token in segment.tokens]
         ends = torch.tensor([len(segment.tokens) for segment in segments]).cumsum(0) - 1
         wanted = ends[torch.tensor([segment.wants_logits for segment in segments])].to(self._device)
-        step = Step(self._cache, segments, self._device)
+        step = Step(self._cache, segments, self._device, stop)
         with slot_attention.running(step), self._adapted(segments):
             out = self._model(
                 input_ids=torch.tensor([tokens], device=self._device),

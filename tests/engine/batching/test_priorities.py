@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
+from torch import Tensor
 
 from stack.engine import metrics
-from stack.engine.base import Generation, Output, Priority
+from stack.engine.base import Generation, Output, Priority, Segment, Stop
 from stack.engine.batching.schedule import Pace
 from stack.errors import Overloaded
 from tests.engine.batching.asking import CountingMeter, Make, collect, prompt_of, until
@@ -78,6 +80,44 @@ async def test_batch_requests_stand_still_until_a_first_token(make: Make) -> Non
     steps = [{segment.slot for segment in segments} for segments in runner.steps[first:]]
     assert steps[:4] == [{slot}] * 4  # 450 tokens, 100 at a time, and the rest
     assert all({slot} < slots for slots in steps[4:13])
+
+
+async def test_a_pass_of_batch_requests_is_given_up_for_a_chat(make: Make) -> None:
+    """Those that write and those whose prompts are computed; all then say what they would have said."""
+    runner, meter = ToyRunner(4, context_length=4096), CountingMeter()
+    batcher = make(runner, meter=meter, prefill_budget=100)
+    background = [Generation(prompt_of(20, n), max_tokens=40, priority=Priority.BATCH) for n in range(2)]
+    background.append(Generation(prompt_of(900, 2), max_tokens=3, priority=Priority.BATCH))
+    tasks = [asyncio.create_task(collect(batcher, each)) for each in background]
+    await until(lambda: len(runner.steps) > 2)
+    runner.go.clear()
+    await until(lambda: runner.held)
+    chat = Generation(prompt_of(30, 3), max_tokens=10)
+    asked = asyncio.create_task(collect(batcher, chat))
+    await asyncio.sleep(0)
+    before = len(runner.steps)
+    runner.go.set()
+    assert (await asked).token_ids == greedy(list(chat.prompt), 10)
+    for task, generation in zip(tasks, background, strict=True):
+        assert (await task).token_ids == greedy(list(generation.prompt), generation.max_tokens)
+    assert len(runner.stopped) == meter.counts[metrics.STOPPED_STEPS] == 1
+    assert len(runner.stopped[0]) == 3
+    assert [list(segment.tokens) for segment in runner.steps[before]] == [list(chat.prompt)]
+
+
+async def test_a_pass_is_given_up_once(make: Make) -> None:
+    """However many chats come in, batch requests go on with every second pass."""
+
+    class Hurried(ToyRunner):
+        def forward(self, segments: Sequence[Segment], stop: Stop | None = None) -> Tensor:
+            if stop is not None:
+                stop.set()
+            return super().forward(segments, stop)
+
+    runner = Hurried(4)
+    batch = Generation(prompt_of(20), max_tokens=30, priority=Priority.BATCH)
+    assert (await collect(make(runner), batch)).token_ids == greedy(prompt_of(20), 30)
+    assert len(runner.stopped) == len(runner.steps) == 30
 
 
 async def test_batch_requests_take_turns_while_a_chat_streams(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stack.engine.adapters.weights import Lora
-from stack.engine.base import Segment
+from stack.engine.base import Segment, Stop, Stopped
 from stack.engine.runners.kernels import build, native
 from stack.engine.runners.kernels.native import MAX_ROWS, NativeLlama
 from stack.engine.runners.llama_eager import EagerLlama
@@ -204,6 +205,29 @@ def test_a_row_does_not_depend_on_its_batch(kernels: ctypes.CDLL) -> None:
         assert torch.equal(forward([Segment(5, len(prompt), [steps[slot]])])[0], then[slot])
         forward([Segment(6, 0, prompt[:9], wants_logits=False)])  # nor on how its prompt is cut
         assert torch.equal(forward([Segment(6, 9, prompt[9:])])[0], together[slot])
+
+
+def test_a_pass_that_was_stopped_can_be_run_again(kernels: ctypes.CDLL) -> None:
+    """Stopped before its first layer, and from another thread somewhere on its way."""
+    pair = Pair(context=2048, layers=12)
+    texts = [pair.tokens(700), pair.tokens(40)]
+    pair.check([Segment(slot, 0, text) for slot, text in enumerate(texts)])
+    segments = [Segment(0, 700, pair.tokens(900)), Segment(1, 40, pair.tokens(1))]
+    stop = Stop()
+    expected = pair.native.forward(segments, stop).clone()
+
+    def run_until_stopped() -> None:
+        while True:
+            assert torch.equal(pair.native.forward(segments, stop), expected)
+
+    for delay in (0.0, 0.001, 0.01, 0.1):
+        stop.set(not delay)
+        timer = threading.Timer(delay, stop.set)
+        timer.start()
+        with pytest.raises(Stopped):
+            run_until_stopped()
+        timer.join()
+        assert torch.equal(pair.native.forward(segments), expected)
 
 
 def test_a_slot_forgets_what_was_longer(kernels: ctypes.CDLL) -> None:

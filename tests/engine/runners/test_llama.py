@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from stack.engine.base import Segment
+from stack.engine.base import Segment, Stop, Stopped
 from stack.engine.runners.kernels.native import NativeLlama
 from stack.engine.runners.llama import LlamaRunner
 from stack.engine.runners.llama_eager import EagerLlama, _zeros
 from stack.errors import NotFound
+from tests.engine.toy import StopAt
 
 COMMON: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3,
@@ -118,6 +119,18 @@ def check(runner: LlamaRunner, model: PreTrainedModel, limit: float) -> None:
         wanted = [exact[s.slot][done[s.slot] - 1] for s in segments if s.wants_logits]
         assert logits.shape == (len(wanted), runner.vocab_size)
         assert (logits - torch.stack(wanted)).abs().max() < limit * exact[0].abs().max()
+
+
+def test_a_pass_that_was_stopped_can_be_run_again(random_model: Path) -> None:
+    runner = LlamaRunner.open(random_model, torch.float32, context_length=200, slots=2)
+    prompts = [tokens_of(60, seed=1), tokens_of(40, seed=2)]
+    segments = [Segment(slot, 0, prompt) for slot, prompt in enumerate(prompts)]
+    stop = StopAt(layer=2)
+    with pytest.raises(Stopped):
+        runner.forward(segments, stop)
+    again = runner.forward(segments, Stop())
+    other = LlamaRunner.open(random_model, torch.float32, context_length=200, slots=2)
+    assert torch.equal(again, other.forward(segments))
 
 
 def test_float32_prefix_copies(random_model: Path) -> None:

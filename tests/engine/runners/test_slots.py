@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from stack.engine.base import Generation, Segment
+from stack.engine.base import Generation, Segment, Stop, Stopped
 from stack.engine.batching.batcher import Batcher
 from stack.engine.runners import slot_attention
 from stack.engine.runners.slots import SlotRunner, Unservable, refuses
 from stack.errors import StackError
 from tests.engine.tiny import ATTENTION_ONLY, BASE, EXPERTS, VOCABULARY, generate, prompts, tiny_model
-from tests.engine.toy import toy_tokenizer
+from tests.engine.toy import StopAt, toy_tokenizer
 
 
 async def answer(batcher: Batcher, prompt: list[int], count: int, delay_s: float = 0.0) -> list[int]:
@@ -73,6 +73,18 @@ def test_going_back_and_copying() -> None:
     torch.testing.assert_close(logits[0], reference(torch.tensor([two])).logits[0, -1], atol=1e-4, rtol=0)
     other = torch.tensor([[*one[:2], 30]])
     torch.testing.assert_close(logits[1], reference(other).logits[0, -1], atol=1e-4, rtol=0)
+
+
+def test_a_pass_that_was_stopped_can_be_run_again() -> None:
+    model = tiny_model("qwen3", BASE)
+    reference = copy.deepcopy(model)
+    runner = SlotRunner(model, 3, 64)
+    runner.forward([Segment(0, 0, [5, 6, 7])])
+    segments = [Segment(0, 3, [8]), Segment(1, 0, [9, 10, 11])]
+    with pytest.raises(Stopped):
+        runner.forward(segments, StopAt(layer=1))
+    for row, tokens in zip(runner.forward(segments, Stop()), ([5, 6, 7, 8], [9, 10, 11]), strict=True):
+        torch.testing.assert_close(row, reference(torch.tensor([tokens])).logits[0, -1], atol=1e-4, rtol=0)
 
 
 def test_only_wanted_logits() -> None:

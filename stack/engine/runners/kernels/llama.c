@@ -66,6 +66,8 @@ typedef struct {
     const int *tokens, *wanted;
     float *logits;
     const Plan *plan; /* NULL: the base model alone */
+    const atomic_int *stop; /* NULL, or not zero from the moment that the pass is to end */
+    int stopped; /* what thread 0 saw there, for all */
 } Call;
 
 static void embed(const Model *m, int token, float *x) {
@@ -124,7 +126,7 @@ static void adapted_share(const Call *call, Pool *pool, int thread, const Linear
 }
 
 static void forward(void *argument, Pool *pool, int thread) {
-    const Call *call = argument;
+    Call *call = argument;
     const Runner *s = call->runner;
     const Model *m = &s->model;
     const Attention *a = &m->attention;
@@ -136,7 +138,9 @@ static void forward(void *argument, Pool *pool, int thread) {
         const Layer *layer = &m->layers[l];
         for (int r = first; r < last; r++)
             rms_norm(s->x + (long)r * m->hidden, layer->attention_norm, m->hidden, a->eps, s->normed + (long)r * m->hidden);
+        if (thread == 0 && call->stop) call->stopped = atomic_load(call->stop);
         barrier(pool);
+        if (call->stopped) return;
         adapted_share(call, pool, thread, &layer->qkv, &layer->adapters[QKV], QKV, s->normed, rows, STORE, s->qkv, qkv_width);
         barrier(pool);
         for (int r = first; r < last; r++)
@@ -209,11 +213,12 @@ Runner *stack_new(const Model *model) {
 }
 
 /* tokens [sum of counts <= max_rows]; wanted: rows whose logits are written to `logits` [wanted_count, vocabulary];
- * plan: NULL when no row wants an adapter. */
-void stack_forward(Runner *s, const Segment *segments, int segment_count, const int *tokens, const int *wanted,
-                   int wanted_count, float *logits, const Plan *plan) {
+ * plan: NULL when no row wants an adapter; stop: NULL, or what another thread sets to end the pass before its next
+ * layer. Returns whether that happened: then there are no logits. */
+int stack_forward(Runner *s, const Segment *segments, int segment_count, const int *tokens, const int *wanted,
+                  int wanted_count, float *logits, const Plan *plan, const atomic_int *stop) {
     Call call = {.runner = s, .tokens = tokens, .wanted = wanted, .wanted_count = wanted_count, .logits = logits,
-                 .plan = plan};
+                 .plan = plan, .stop = stop};
     for (int i = 0; i < segment_count; i++) {
         Segment segment = segments[i];
         for (int j = 0; j < segment.count; j++) {
@@ -227,4 +232,5 @@ void stack_forward(Runner *s, const Segment *segments, int segment_count, const 
         call.rows += segment.count;
     }
     pool_run(s->pool, forward, &call);
+    return call.stopped;
 }

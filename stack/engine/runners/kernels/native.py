@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from stack.engine.base import Stopped
 from stack.engine.runners.kernels.adapters import NativeBank, PassPlan, SiteAdapters
 from stack.engine.runners.kernels.build import library
 from stack.errors import StackError
@@ -23,7 +24,7 @@ from stack.errors import StackError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stack.engine.base import Segment
+    from stack.engine.base import Segment, Stop
     from stack.engine.runners.llama_weights import LlamaShape, Weights
 
 MAX_ROWS = 512  # tokens in one pass through the layers; longer prompts take several passes
@@ -101,7 +102,7 @@ def _kernels() -> ctypes.CDLL | None:
         kernels.stack_free.argtypes = [c_void_p]
         kernels.stack_pack.argtypes = [c_void_p, c_int, c_int, c_void_p, c_long]
         kernels.stack_forward.argtypes = [
-            c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_void_p, POINTER(PassPlan),
+            c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int, c_void_p, POINTER(PassPlan), POINTER(c_int),
         ]  # fmt: skip
     return kernels
 
@@ -201,7 +202,7 @@ class NativeLlama:
         if getattr(self, "_runner", None):
             self._kernels.stack_free(self._runner)
 
-    def forward(self, segments: Sequence[Segment]) -> Tensor:
+    def forward(self, segments: Sequence[Segment], stop: Stop | None = None) -> Tensor:
         """float32 [segments that want logits, vocab_size]."""
         logits = self._logits(sum(segment.wants_logits for segment in segments))
         part: list[_Piece] = []
@@ -214,7 +215,7 @@ class NativeLlama:
             self._reached[segment.slot] = max(self._reached[segment.slot], end)
             while at < len(segment.tokens):
                 if rows == MAX_ROWS:
-                    done += self._pass(part, wanted, logits[done:])
+                    done += self._pass(part, wanted, logits[done:], stop)
                     part, wanted, rows = [], [], 0
                 tokens = segment.tokens[at : at + MAX_ROWS - rows]
                 part.append(_Piece(segment.slot, segment.start + at, tokens, segment.adapter))
@@ -222,7 +223,7 @@ class NativeLlama:
                 at += len(tokens)
             if segment.wants_logits:
                 wanted.append(rows - 1)
-        self._pass(part, wanted, logits[done:])
+        self._pass(part, wanted, logits[done:], stop)
         return logits
 
     def _logits(self, rows: int) -> Tensor:
@@ -237,13 +238,13 @@ class NativeLlama:
             self._output = pages(4 * count, huge=True)
         return torch.frombuffer(self._output, dtype=torch.float32, count=count).view(rows, -1)
 
-    def _pass(self, part: list[_Piece], wanted: list[int], logits: Tensor) -> int:
+    def _pass(self, part: list[_Piece], wanted: list[int], logits: Tensor, stop: Stop | None) -> int:
         tokens = [token for piece in part for token in piece.tokens]
         plan = None
         if any(piece.adapter is not None for piece in part):
             adapters = [piece.adapter for piece in part for _ in piece.tokens]
             plan = self.adapters.pass_plan(adapters, [adapters[row] for row in wanted])
-        self._kernels.stack_forward(
+        stopped = self._kernels.stack_forward(
             self._runner,
             (_Segment * len(part))(*(_Segment(piece.slot, piece.start, len(piece.tokens)) for piece in part)),
             len(part),
@@ -252,7 +253,10 @@ class NativeLlama:
             len(wanted),
             logits.data_ptr(),
             plan,
+            None if stop is None else byref(stop.flag),
         )
+        if stopped:
+            raise Stopped
         return len(wanted)
 
     def copy_prefix(self, source: int, target: int, tokens: int) -> None:
