@@ -79,10 +79,10 @@ def submit_batch(args: argparse.Namespace, client: httpx.Client) -> str:
 
 
 def progress(client: httpx.Client, job_id: str) -> Iterator[dict[str, Any]]:
-    """The job as it is, every 50 ms until it ends."""
+    """The job as it is, twice a second until it ends."""
     while (job := _json(client.get(f"/v1/jobs/{job_id}")))["status"] in ("scheduled", "in_progress"):
         yield job
-        time.sleep(0.05)
+        time.sleep(0.5)
     assert job["status"] == "completed", job["detail"]
     yield job
 
