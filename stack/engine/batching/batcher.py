@@ -91,7 +91,7 @@ class Batcher:
         self._deliveries: list[Delivery] = []
         self._interactive = -QUICK_S  # when one was live last
         self._turn = 0
-        self._quick = False  # whether this step was to be short
+        self._quick = False  # whether this step, of one pass, was to be short
         self._stop = Stop()  # of a pass of batch requests
         self._stopped = False  # whether batch requests have yet to make up for a pass that was given up
         self._changed = threading.Condition()  # guards what follows
@@ -282,8 +282,9 @@ class Batcher:
         prompts.sort(key=lambda prompt: prompt[1].priority)
         waiting = [slot.remaining for _, slot in prompts]
         budget = self._pace.budget(len(together))
-        self._quick = self._hurries() and not urgent and not alone
-        if self._quick:
+        hurries = self._hurries() and not urgent
+        self._quick = hurries and not alone
+        if hurries:
             quick = min(self._pace.quick, budget + len(together))
             together = self._take_turns(together, quick - min(sum(waiting), quick // 2))
             budget = max(quick - len(together), 1)
